@@ -1,0 +1,42 @@
+"""From the results of several seeds to a mean and how far it can be trusted."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def aggregate(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary of several runs of one recipe.
+
+    Returns:
+        What they have in common; the means of what they measured, under the same names as in one summary; `runs`, each
+        run's `test_accuracy`; and of those `n`, `mean`, `std` (n - 1; None for one run) and `interval`, the two ends of
+        the 95 % confidence interval of the mean (Student's t; None for one run).
+    """
+    result: dict[str, Any] = {}
+    for name, value in summaries[0].items():
+        values = [summary[name] for summary in summaries]
+        measured = isinstance(value, float) and all(isinstance(other, float) for other in values)
+        result[name] = statistics.fmean(values) if measured else value
+    accuracies = [summary["test_accuracy"] for summary in summaries]
+    mean, n = statistics.fmean(accuracies), len(accuracies)
+    std = statistics.stdev(accuracies) if n > 1 else None
+    half = None if std is None else t_quantile(n - 1) * std / n**0.5
+    interval = None if half is None else [mean - half, mean + half]
+    return result | {"runs": accuracies, "n": n, "mean": mean, "std": std, "interval": interval}
+
+
+def t_quantile(freedom: int, probability: float = 0.975) -> float:
+    """The value below which Student's t with `freedom` >= 1 degrees of freedom falls with `probability` in (0.5, 1).
+
+    With t = sqrt(freedom) * tan(angle) its density becomes cos(angle) ** (freedom - 1), which is easily summed.
+    """
+    angles = np.linspace(0.0, np.pi / 2, 200_001)
+    density = np.cos(angles) ** (freedom - 1)
+    mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
+    angle = np.interp(2 * probability - 1, mass / mass[-1], angles)
+    return float(np.sqrt(freedom) * np.tan(angle))

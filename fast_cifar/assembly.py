@@ -1,0 +1,101 @@
+"""From options to the parts of a run: device, data, loaders, network, optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch.optim import Optimizer
+
+from fast_cifar.custom_resnet import CustomResNet
+from fast_cifar.datasets import Dataset, Split, balanced_subset, hold_out, load_dataset
+from fast_cifar.engine import make_optimizer
+from fast_cifar.errors import UserError
+from fast_cifar.loader import DeviceLoader
+from fast_cifar.options import CommonOptions
+from fast_cifar.runtime import Precision, check_compiler, resolve_device, resolve_precision
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What every run with the same options shares: the machine and the pictures.
+
+    Attributes:
+        data: the splits after `--limit-train`, `--limit-test` and `--val-split`.
+        val: the images held out of the training split, or None.
+    """
+
+    options: CommonOptions
+    device: torch.device
+    precision: Precision
+    data: Dataset
+    val: Split | None
+
+    def train_loader(self, seed: int) -> DeviceLoader:
+        """Shuffled, augmented batches of the training split."""
+        options = self.options
+        return DeviceLoader(
+            self.data.train.images,
+            self.data.train.labels,
+            options.batch_size,
+            train=True,
+            device=self.device,
+            seed=seed,
+            dtype=self.precision.dtype,
+            compile=options.compile,
+            padding=options.padding,
+            cutout=options.cutout,
+            flip=options.flip,
+            pad_mode=options.pad_mode,
+        )
+
+    def eval_loader(self, split: Split, like: DeviceLoader) -> DeviceLoader:
+        """Batches of `split` in order and as they are, normalised like the training images."""
+        return DeviceLoader(
+            split.images,
+            split.labels,
+            min(self.options.batch_size, len(split)),
+            train=False,
+            device=self.device,
+            mean=like.mean,
+            std=like.std,
+            dtype=self.precision.dtype,
+        )
+
+    def network(self) -> CustomResNet:
+        """A new network; its weights are drawn from torch's random state on the CPU, alike for every device."""
+        return placed(CustomResNet(len(self.data.classes), dropout=self.options.dropout), self.options, self.device)
+
+    def optimizer(self, model: CustomResNet, lr: float) -> Optimizer:
+        return make_optimizer(model, lr, self.options.weight_decay)
+
+
+def assemble(options: CommonOptions) -> Workspace:
+    """Finds the machine and loads the pictures.
+
+    Raises:
+        UserError: the device, the precision, the compiler or the data cannot be had as asked.
+    """
+    device = resolve_device(options.device)
+    precision = resolve_precision(device, options.amp, options.amp_dtype)
+    if options.compile:
+        check_compiler()
+    data = load_dataset(options.data, options.data_dir, mirrors=options.mirror, resize=options.resize)
+    train, val = data.train, None
+    if options.val_split is not None:
+        train, val = hold_out(train, options.val_split)
+    train, test = limited(train, options.limit_train), limited(data.test, options.limit_test)
+    if options.batch_size > len(train):
+        raise UserError(f"--batch-size {options.batch_size} is more than the {len(train)} training images")
+    return Workspace(options, device, precision, dataclasses.replace(data, train=train, test=test), val)
+
+
+def limited(split: Split, n: int | None) -> Split:
+    """A class-balanced subset of `n` images; all of them where `n` is None."""
+    return split if n is None else balanced_subset(split, n)
+
+
+def placed(model: CustomResNet, options: CommonOptions, device: torch.device) -> CustomResNet:
+    """The network on its device, in the memory order that `options` choose."""
+    return model.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)

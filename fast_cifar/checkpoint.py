@@ -1,0 +1,93 @@
+"""Checkpoints: written whole or not at all, read without running anything, and describing themselves."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from fast_cifar.custom_resnet import CustomResNet
+from fast_cifar.errors import UserError
+
+FORMAT = "fast_cifar checkpoint 1"
+NETWORK = "CustomResNet"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` only when the block ends well.
+
+    It is written beside `path` under a temporary name, flushed to the disk and renamed; if the block raises, `path` is
+    as it was and the temporary file is gone.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save(path: Path, contents: dict[str, Any]) -> None:
+    """Writes `contents`, which `torch.load(weights_only=True)` reads again; see `load` for the keys."""
+    with atomic_write(path) as file:
+        torch.save({"format": FORMAT, "network": NETWORK, **contents}, file)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint onto `device`.
+
+    Returns:
+        A dictionary with at least `network`, `classes` (list of str), `mean` and `std` (3 floats each, 0..1 scale),
+        `size` (pixels), `options` (dict), `epoch` (epochs done) and `model` (a state dict).
+
+    Raises:
+        UserError: the file is missing, empty, no checkpoint, or one of another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty; use another checkpoint of the run")
+    try:
+        contents = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no readable checkpoint: it is damaged or something else") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of fast_cifar ({FORMAT!r})")
+    if contents.get("network") != NETWORK:
+        raise UserError(f"{path} holds the network {contents.get('network')!r}; only {NETWORK!r} can be used here")
+    return contents
+
+
+def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:
+    """The network of a loaded checkpoint, weights in place.
+
+    Raises:
+        UserError: the weights do not fit a `CustomResNet` of as many classes as the checkpoint names.
+    """
+    model = CustomResNet(len(contents["classes"]), dropout=contents["options"]["dropout"])
+    load_weights(model, contents, path)
+    return model
+
+
+def load_weights(model: torch.nn.Module, contents: dict[str, Any], path: str | Path) -> None:
+    """Copies a checkpoint's weights into `model`.
+
+    Raises:
+        UserError: they belong to another network.
+    """
+    try:
+        model.load_state_dict(contents["model"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"{path} holds the weights of another network ({reason})") from error

@@ -1,0 +1,71 @@
+"""From a command line to an options dataclass."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+
+from fast_cifar.errors import UserError
+from fast_cifar.options import CommonOptions, flag_of
+
+Options = TypeVar("Options", bound=CommonOptions)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses abbreviations, and turns a wrong command line into a `UserError` instead of a usage dump."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the options)")
+
+
+def parse(options: type[Options], description: str, arguments: Sequence[str] | None = None) -> Options:
+    """Reads `arguments` (the process's own by default) into `options`.
+
+    Args:
+        options: the dataclass to fill; its fields are the options.
+        description: the text above the options in `--help`: the script's docstring.
+
+    Raises:
+        UserError: an unknown option or a value of the wrong type.
+        SystemExit: after `--help`.
+    """
+    parser = Parser(
+        usage="%(prog)s [options]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    hints = get_type_hints(options)
+    groups: dict[str, Any] = {}
+    for field in fields(options):
+        if "help" in field.metadata:
+            title = field.metadata["group"]
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            _add(groups[title], field.name, hints[field.name], field.default, field.metadata)
+    given = vars(parser.parse_args(arguments))
+    if "mirror" in given:
+        given["mirror"] = tuple(given["mirror"])
+    return options(**given, given=frozenset(given))
+
+
+def _add(group: Any, name: str, hint: Any, default: Any, metadata: Any) -> None:
+    keywords = dict(metadata["keywords"])
+    text = metadata["help"].replace("%", "%%")
+    if keywords.pop("switch", False):
+        keywords["action"] = argparse.BooleanOptionalAction
+    elif hint is bool:
+        keywords["action"] = "store_false" if default else "store_true"
+    else:
+        keywords["type"] = _scalar(hint)
+        if default not in (None, ()):
+            text += f" (default: {default})"
+    group.add_argument(flag_of(name), dest=name, help=text, **keywords)
+
+
+def _scalar(hint: Any) -> type:
+    """int of `int | None`, str of `tuple[str, ...]`, and a plain type as it is."""
+    return hint if hint in (int, float, str) else next(kind for kind in get_args(hint) if kind in (int, float, str))

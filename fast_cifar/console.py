@@ -1,0 +1,86 @@
+"""What a run says on the screen: accuracies as percentages, times as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fast_cifar.assembly import Workspace
+from fast_cifar.options import TrainOptions
+
+
+def opening_lines(workspace: Workspace, options: TrainOptions, device_name: str, steps_per_epoch: int) -> list[str]:
+    """What will be done, on what and with what."""
+    data = workspace.data
+    held_out = f", {len(workspace.val):,} held out" if workspace.val is not None else ""
+    layout = "channels_last" if options.channels_last else "NCHW"
+    compiled = ", compiled" if options.compile else ""
+    peak = f"at epoch {options.peak_epoch}" if options.peak_epoch else "5/24 of the way"
+    lines = [
+        f"data      {data.name}: {len(data.train):,} training and {len(data.test):,} test images{held_out}, "
+        f"{len(data.classes)} classes",
+        f"machine   {device_name}, {workspace.precision.name}, {layout}{compiled}, torch {torch.__version__}",
+        f"recipe    {options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images; one cycle "
+        f"{options.lr_min:g} -> {options.lr_max:g} ({peak}) -> {options.lr_min:g}",
+    ]
+    if workspace.precision.note:
+        lines.append(workspace.precision.note)
+    return lines
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], seconds_left: float) -> str:
+    """One epoch: LR, loss and accuracy of each split, the gap between training and test, throughput, and time left.
+
+    Args:
+        row: what `metrics.jsonl` holds.
+        counts: images in each held-out split: "test", and "val" if there is one.
+    """
+    width = len(str(epochs))
+    parts = [
+        f"epoch {row['epoch']:>{width}}/{epochs}",
+        f"lr {row['lr']:.6f}",
+        f"train {row['train_loss']:.4f} {row['train_accuracy']:.2%}",
+    ]
+    for split, count in counts.items():
+        accuracy = row[f"{split}_accuracy"]
+        if accuracy is not None:
+            correct = round(accuracy * count)
+            parts.append(f"{split} {row[f'{split}_loss']:.4f} {correct}/{count} ({accuracy:.2%})")
+    if row["test_accuracy"] is not None:
+        parts.append(f"gap {100 * (row['train_accuracy'] - row['test_accuracy']):+.2f}")
+    parts += [f"{row['images_per_second']:,.0f} images/sec", f"{row['seconds']:.1f} s", f"{clock(seconds_left)} left"]
+    return " | ".join(parts)
+
+
+def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
+    """The result of one run: the last epoch's accuracy is the headline."""
+    lines = [
+        f"test accuracy {summary['test_accuracy']:.2%} after the last epoch "
+        f"(best {summary['best_test_accuracy']:.2%}, training {summary['train_accuracy']:.2%})",
+        f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec"
+        + (f", {summary['compile_seconds']:.0f} s to compile" if summary["compile_seconds"] else ""),
+        f"everything is in {folder}",
+    ]
+    return lines
+
+
+def several_line(summary: Mapping[str, Any]) -> str:
+    """The result of several runs: mean, 95 % interval of the mean, and spread."""
+    if summary["n"] == 1:
+        return f"test accuracy {summary['mean']:.2%} (n = 1)"
+    half = (summary["interval"][1] - summary["interval"][0]) / 2
+    return (
+        f"test accuracy {summary['mean']:.2%} ± {100 * half:.2f} "
+        f"(95 % interval of the mean, n = {summary['n']}, standard deviation {100 * summary['std']:.2f})"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `7 s`, `4:05` or `1:04:05`."""
+    total = round(seconds)
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

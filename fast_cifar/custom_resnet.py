@@ -1,0 +1,79 @@
+"""The network: a short ResNet that trains on CIFAR in 24 epochs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class CustomResNet(nn.Module):
+    """A PrepLayer, three convolution layers, and residual blocks on the first and the third.
+
+    | part      | what it does                                                                     | output      |
+    |-----------|----------------------------------------------------------------------------------|-------------|
+    | PrepLayer | conv 3x3 -> BN -> ReLU                                                           | 64 x 32x32  |
+    | Layer1    | X = conv 3x3 -> MaxPool 2 -> BN -> ReLU; R1 = (conv 3x3 -> BN -> ReLU) x 2; X + R1 | 128 x 16x16 |
+    | Layer2    | conv 3x3 -> MaxPool 2 -> BN -> ReLU                                              | 256 x 8x8   |
+    | Layer3    | X = conv 3x3 -> MaxPool 2 -> BN -> ReLU; R2 = (conv 3x3 -> BN -> ReLU) x 2; X + R2 | 512 x 4x4   |
+    | head      | MaxPool 4 -> dropout -> fully connected                                          | num_classes |
+
+    No convolution and no linear layer has a bias; nothing follows an addition. With 10 classes it has exactly
+    6,573,120 parameters.
+
+    Args:
+        num_classes: how many classes, at least 1.
+        dropout: probability in [0, 1) of zeroing a feature before the fully connected layer.
+
+    Shape:
+        input [n, 3, 32, 32], floating; output [n, num_classes], **logits**. The loss takes logits;
+        apply `softmax(dim=1)` to them for probabilities.
+
+    Source: the network is David Page's ("How to Train Your ResNet", 2018) in the widths of the assignment.
+    """
+
+    def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.dropout = dropout
+        self.prep = conv_bn_relu(3, 64)
+        self.layer1 = ResidualLayer(64, 128)
+        self.layer2 = conv_bn_relu(128, 256, pool=True)
+        self.layer3 = ResidualLayer(256, 512)
+        self.head = nn.Sequential(
+            nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(dropout), nn.Linear(512, num_classes, bias=False)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer3(self.layer2(self.layer1(self.prep(images)))))
+
+
+class ResidualLayer(nn.Module):
+    """X + R(X), where X halves the resolution and R is two convolutions at that resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.x = conv_bn_relu(in_channels, out_channels, pool=True)
+        self.r = nn.Sequential(conv_bn_relu(out_channels, out_channels), conv_bn_relu(out_channels, out_channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.x(images)
+        return x + self.r(x)
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
+    """conv 3x3 (stride 1, padding 1) -> MaxPool 2, when asked for -> BN -> ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    layers += [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, trainable or not (buffers do not count)."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax over the classes, in float32: [n, classes] in, the same shape out, each row summing to 1."""
+    return torch.softmax(logits.float(), dim=1)

@@ -1,0 +1,56 @@
+"""Where images come from: the official archives, a folder of images, or the built-in synthetic set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fast_cifar import archives, folders, synthetic
+from fast_cifar.errors import UserError
+from fast_cifar.splits import Dataset, Split, balanced_subset, hold_out
+
+__all__ = ["Dataset", "Split", "balanced_subset", "hold_out", "load_dataset"]
+
+SYNTHETIC_TRAIN = 10_000
+SYNTHETIC_TEST = 2_000
+
+
+def load_dataset(
+    name_or_path: str | Path, data_dir: str | Path = "data", *, mirrors: Sequence[str] = (), resize: bool = False
+) -> Dataset:
+    """Loads a data set into memory.
+
+    Args:
+        name_or_path: "cifar10" or "cifar100" (downloaded when not yet in `data_dir`), "synthetic" (made from a seed), a
+            folder with `train/<class>/*.png|jpg` and `test/<class>/*`, or a copy of the official
+            `cifar-10-python.tar.gz` or `cifar-100-python.tar.gz` under any name.
+        data_dir: where downloads and decoded images are kept; made when something is first kept in it.
+        mirrors: full URLs of the official archive, tried in order instead of the official server.
+        resize: crop and scale the images of a folder that are not 32x32, instead of refusing them.
+
+    Returns:
+        The data set; its images are uint8 [N, 32, 32, 3].
+
+    Raises:
+        UserError: there are no such data, they are damaged or unsuitable, or they cannot be downloaded or kept.
+    """
+    name, data_dir = str(name_or_path), Path(data_dir)
+    if name in archives.SIZES:
+        return archives.load_official(name, data_dir, mirrors)
+    if name == "synthetic":
+        return _synthetic()
+    if os.path.isdir(name):
+        return folders.load_folder(Path(name), data_dir, resize=resize)
+    if os.path.isfile(name):
+        return archives.load_local(Path(name), data_dir)
+    raise UserError(
+        f"no data called {name!r}: give cifar10, cifar100, synthetic, the path of an image folder, "
+        "or the path of cifar-10-python.tar.gz"
+    )
+
+
+def _synthetic() -> Dataset:
+    train = Split(*synthetic.generate(SYNTHETIC_TRAIN, seed=0))
+    test = Split(*synthetic.generate(SYNTHETIC_TEST, seed=1))
+    return Dataset("synthetic", train, test, list(synthetic.CLASSES))

@@ -1,0 +1,181 @@
+"""One training step, one epoch, one evaluation: where precision, compilation and the optimiser meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from fast_cifar.runtime import Precision, synchronize
+from fast_cifar.snapshot import preserved
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Optimizer:
+    """Adam, or AdamW (decoupled weight decay) where there is a decay; in one fused kernel where the device has it."""
+    device = next(model.parameters()).device
+    fused = True if device.type in ("cpu", "cuda") else None
+    if weight_decay > 0:
+        return AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
+    return Adam(model.parameters(), lr=lr, fused=fused)
+
+
+class TrainStep:
+    """One optimiser update: forward, loss, backward, optimiser.
+
+    Args:
+        model: network from images to logits, on its device.
+        optimizer: holds the model's parameters; its learning rate is somebody else's concern.
+        precision: float32 runs as it is; below it, autocast, with gradient scaling for float16.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        compile: compile forward, loss and backward with `torch.compile`. Batches must then have one shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        precision: Precision,
+        *,
+        label_smoothing: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scaler = torch.amp.GradScaler(precision.device_type, enabled=precision.scales_gradients)
+
+        def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            with precision.autocast():
+                logits = model(inputs)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+            return loss, (logits.detach().argmax(dim=1) == labels).sum()
+
+        self._forward = torch.compile(forward, dynamic=False) if compile else forward
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Trains on one batch.
+
+        Returns:
+            The batch's mean loss and its number of correct answers, both 0-dimensional and still on the device, and
+            whether the weights moved: float16 skips the update after an overflow, and then the schedule must wait.
+        """
+        loss, correct = self._forward(inputs, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        if not self.scaler.is_enabled():
+            return loss.detach(), correct, True
+        # A fused optimiser skips inside its kernel; that the scale shrank is the only sign of it. One host read a step.
+        scale = self.scaler.get_scale()
+        self.scaler.update()
+        return loss.detach(), correct, self.scaler.get_scale() >= scale
+
+    def warm_up(self, inputs: Tensor, labels: Tensor) -> float:
+        """Compiles, and lets kernels be chosen, on a throw-away batch; model, optimiser and randomness stay as they were.
+
+        Returns:
+            The seconds it took.
+        """
+        device = inputs.device
+        scaler_state = self.scaler.state_dict()
+        synchronize(device)
+        start = time.perf_counter()
+        with preserved(self.model, self.optimizer):
+            self.model.train()
+            for _ in range(2):
+                self(inputs, labels)
+            synchronize(device)
+        seconds = time.perf_counter() - start
+        self.scaler.load_state_dict(scaler_state)
+        return seconds
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one pass over the training images came to: mean loss, accuracy in 0..1, images, and seconds of training."""
+
+    loss: float
+    accuracy: float
+    images: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
+
+
+def train_epoch(step: TrainStep, loader: Batches, scheduler: LRScheduler, *, title: str = "") -> EpochResult:
+    """Trains on every batch of `loader` and advances `scheduler` after each update.
+
+    Loss and correct answers add up on the device, and the host waits for them once, at the end. A progress bar, on a
+    terminal only, looks at them once a second: a third of a second, an epoch on a fast card, passes without a look.
+    """
+    step.model.train()
+    device = next(step.model.parameters()).device
+    totals = torch.zeros(2, device=device)
+    images = 0
+    synchronize(device)
+    start = last_look = time.perf_counter()
+    with tqdm(loader, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True) as bar:
+        for inputs, labels in bar:
+            loss, correct, advanced = step(inputs, labels)
+            if advanced:
+                scheduler.step()
+            totals += torch.stack((loss * len(labels), correct.to(loss.dtype)))
+            images += len(labels)
+            if not bar.disable and time.perf_counter() - last_look > 1.0:
+                loss_sum, correct_sum = totals.tolist()
+                bar.set_postfix_str(f"loss {loss_sum / images:.4f}, accuracy {correct_sum / images:.2%}", refresh=False)
+                last_look = time.perf_counter()
+        loss_sum, correct_sum = totals.tolist()
+        seconds = time.perf_counter() - start
+    return EpochResult(loss_sum / images, correct_sum / images, images, seconds)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a network did on a set: mean cross-entropy, correct answers, and logits float32 [N, classes] with labels [N]."""
+
+    loss: float
+    correct: int
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.count
+
+
+def evaluate(model: nn.Module, loader: Batches, precision: Precision, *, tta: bool = False, title: str = "") -> Evaluation:
+    """Answers every image of `loader` with the network in evaluation mode; its training flag is as before afterwards.
+
+    Args:
+        tta: average the logits of a picture and of its mirror image.
+        title: what the progress bar says.
+    """
+    was_training = model.training
+    model.eval()
+    all_logits, all_labels = [], []
+    with torch.inference_mode(), precision.autocast():
+        for inputs, labels in tqdm(loader, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True):
+            logits = model(inputs).float()
+            if tta:
+                logits = (logits + model(inputs.flip(-1)).float()) / 2
+            all_logits.append(logits)
+            all_labels.append(labels.clone())
+    model.train(was_training)
+    logits, labels = torch.cat(all_logits), torch.cat(all_labels)
+    correct = int((logits.argmax(dim=1) == labels).sum())
+    return Evaluation(float(F.cross_entropy(logits, labels)), correct, logits, labels)

@@ -1,0 +1,211 @@
+"""The range test: sweep the learning rate over a hundred batches, watch the loss, and say which rates to use."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from fast_cifar import plots
+from fast_cifar.assembly import Workspace, assemble
+from fast_cifar.engine import Batches, TrainStep
+from fast_cifar.errors import UserError
+from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, has_diverged, smooth, suggest
+from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
+from fast_cifar.run_folder import RunFolder, new_path, refuse_existing
+from fast_cifar.runtime import describe_device, reproducible, resolve_precision
+from fast_cifar.schedules import exponential_sweep
+from fast_cifar.snapshot import preserved
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """A finished sweep: one entry per optimiser step in each list, cut where the loss diverged."""
+
+    lrs: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: Suggestion
+
+
+def range_test(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loader: Batches,
+    *,
+    lr_start: float = 1e-6,
+    lr_end: float = 1.0,
+    iters: int = 118,
+    amp: bool = False,
+    amp_dtype: str = "auto",
+    label_smoothing: float = 0.0,
+    compile: bool = False,
+) -> RangeTest:
+    """Trains for `iters` steps while the learning rate rises exponentially, then puts everything back.
+
+    Afterwards model, optimiser, random state and the loader's epoch are as they were, bit for bit. A sweep longer than
+    the loader goes on with its next epoch.
+
+    Args:
+        model, optimizer: on the device to use; the optimiser's own learning rate does not matter.
+        loader: yields (inputs, labels); they are moved to the model's device where they are elsewhere.
+        lr_start, lr_end: 0 < lr_start < lr_end.
+        iters: steps at most, at least 10; a loss that diverges ends the sweep sooner.
+        amp, amp_dtype, label_smoothing, compile: as in training.
+
+    Raises:
+        ValueError: the rates or `iters` are out of range.
+        UserError: the loss diverged at once or never fell, so there is nothing to suggest.
+
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
+    """
+    if iters < FEWEST_POINTS:
+        raise ValueError(f"iters must be at least {FEWEST_POINTS}, not {iters}")
+    multiplier = exponential_sweep(iters, lr_start, lr_end)
+    device = next(model.parameters()).device
+    precision = resolve_precision(device, amp, amp_dtype)
+    lrs: list[float] = []
+    losses: list[float] = []
+    with preserved(model, optimizer), _endless(loader) as batches:
+        step = TrainStep(model, optimizer, precision, label_smoothing=label_smoothing, compile=compile)
+        model.train()
+        for i in tqdm(range(iters), desc="range test", unit="step", leave=False, disable=None, dynamic_ncols=True):
+            inputs, labels = next(batches)
+            _set_rate(optimizer, lr_end * multiplier(i))
+            loss = float(step(inputs.to(device), labels.to(device))[0])
+            if not math.isfinite(loss):
+                break
+            lrs.append(lr_end * multiplier(i))
+            losses.append(loss)
+            if has_diverged(losses):
+                break
+    return analyse(lrs, losses)
+
+
+def analyse(lrs: list[float], losses: list[float]) -> RangeTest:
+    """Smooths the curve of a sweep and reads the suggestion off it.
+
+    Args:
+        lrs: rising learning rates.
+        losses: the loss at each of them, all finite.
+
+    Raises:
+        UserError: fewer than 10 points, or a loss that never fell.
+    """
+    if len(lrs) < FEWEST_POINTS:
+        raise UserError(f"range test: the loss diverged after {len(lrs)} steps; start lower with --lr-start")
+    smoothed = smooth(losses)
+    suggestion = suggest(lrs, smoothed)
+    if suggestion is None:
+        raise UserError(
+            f"range test: the loss never fell between {lrs[0]:.3g} and {lrs[-1]:.3g}; "
+            "widen the sweep with --lr-start and --lr-end, or give it more --iters"
+        )
+    return RangeTest(lrs, losses, smoothed.tolist(), suggestion)
+
+
+def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RangeTest:
+    """A range test of a new network on the training split of `workspace`, with `test`'s rates and number of steps."""
+    options = workspace.options
+    with reproducible(seed, workspace.device, deterministic=options.deterministic):
+        model = workspace.network()
+        return range_test(
+            model,
+            workspace.optimizer(model, test.lr_end),
+            workspace.train_loader(seed),
+            lr_start=test.lr_start,
+            lr_end=test.lr_end,
+            iters=test.iters,
+            amp=options.amp,
+            amp_dtype=options.amp_dtype,
+            label_smoothing=options.label_smoothing,
+            compile=options.compile,
+        )
+
+
+def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.write) -> RangeTest:
+    """The whole of `run_lrfind.py`: range test, run folder with `lrfind.json` and `lrfind.png`, and what to do next.
+
+    Raises:
+        UserError: the options, the data, the machine or a run folder do not allow it, or the curve says nothing.
+    """
+    options.check()
+    path = new_path(options.out, options.name, f"lrfind-{Path(options.data).name}")
+    refuse_existing(path)
+    workspace = assemble(options)
+    log(
+        f"range test on {workspace.data.name}, {describe_device(workspace.device)}, {workspace.precision.name}: "
+        f"{options.iters} steps of {options.batch_size} images, {options.lr_start:g} -> {options.lr_end:g}"
+    )
+    if workspace.precision.note:
+        log(workspace.precision.note)
+    result = sweep(workspace, options.seed, options)
+    folder = RunFolder.create(path)
+    folder.write_config(options.replace(name=path.name, device=str(workspace.device)).as_dict())
+    write_range_test(folder, result)
+    found = result.suggestion
+    log(f"LRMIN {found.lr_min:.3g}, LRMAX {found.lr_max:.3g}, after {len(result.lrs)} of {options.iters} steps")
+    log(f"steepest {found.steepest:.3g}, valley {found.valley:.3g}, minimum {found.minimum:.3g}")
+    log(f"everything is in {folder.path}; to train with these rates:")
+    log(next_command(options, found))
+    return result
+
+
+def write_range_test(folder: RunFolder, result: RangeTest) -> None:
+    """lrfind.json and, with matplotlib, lrfind.png."""
+    folder.write_range_test(asdict(result))
+    if plots.matplotlib_available():
+        plots.range_test(folder / "lrfind.png", result.lrs, result.losses, result.smoothed, result.suggestion)
+
+
+def next_command(options: RangeTestOptions, found: Suggestion) -> str:
+    """The `run_train.py` line that trains as the range test did, at the rates it found."""
+    recipe = TrainOptions().as_dict().keys() & options.explicit - {"out", "name"}
+    words = ["python", "run_train.py"]
+    for name, value in options.as_dict().items():
+        if name in recipe:
+            words += _words(flag_of(name), value)
+    return shlex.join([*words, "--lr-min", f"{found.lr_min:.3g}", "--lr-max", f"{found.lr_max:.3g}"])
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [word for one in value for word in (flag, one)]
+    if isinstance(value, bool):
+        return [flag] if value or flag.startswith("--no-") else []
+    return [flag, str(value)]
+
+
+@contextmanager
+def _endless(loader: Batches) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """The loader's batches, epoch after epoch; a loader that counts epochs is set back to its own afterwards."""
+    epoch = getattr(loader, "epoch", None)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for more in itertools.count():
+            if epoch is not None:
+                loader.set_epoch(epoch + more)
+            yield from loader
+
+    try:
+        yield batches()
+    finally:
+        if epoch is not None:
+            loader.set_epoch(epoch)
+
+
+def _set_rate(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

@@ -1,0 +1,245 @@
+"""The options of a run as dataclasses: each field has its default, its help and its range in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from fast_cifar.errors import UserError
+
+SIZE = 32  # pixels: the pictures the network takes
+DEFAULT_LR_MAX = 0.01
+LR_MIN_DIVISOR = 100  # LRMIN, where it is not given, is LRMAX over this
+
+# What may change when a run is resumed: the machine, not the recipe.
+MACHINE = frozenset({"device", "compile", "amp", "amp_dtype", "channels_last", "data", "data_dir", "mirror"})
+
+DEMO = {
+    "data": "synthetic",
+    "limit_train": 1600,
+    "limit_test": 1000,
+    "epochs": 5,
+    "batch_size": 32,
+    "lr_max": 0.004,
+    "amp": True,
+}
+
+
+def option(group: str, default: Any, help: str, **argparse_keywords: Any) -> Any:
+    """A dataclass field that is a command-line option too; `argparse_keywords` go to `add_argument`."""
+    return field(default=default, metadata={"group": group, "help": help, "keywords": argparse_keywords})
+
+
+def flag_of(name: str) -> str:
+    """The option on the command line that sets the field `name`."""
+    return "--no-" + name.replace("_", "-") if name in ("flip", "channels_last") else "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """What training and the range test have in common.
+
+    `given` names the options that the user set. None stands for those that differ from their defaults: that is how
+    a notebook sets them.
+    """
+
+    data: str = option(
+        "data",
+        "cifar10",
+        "cifar10, cifar100, synthetic, a folder with train/<class>/*.png|jpg and test/<class>/*, "
+        "or the official cifar-10-python.tar.gz (or -100) wherever it lies",
+    )
+    data_dir: str = option("data", "data", "where downloads and decoded caches are kept", metavar="DIR")
+    mirror: tuple[str, ...] = option(
+        "data",
+        (),
+        "full URL of the archive, asked instead of the official server; repeat it to try several in order",
+        metavar="URL",
+        action="append",
+    )
+    resize: bool = option("data", False, "scale the pictures of a folder that are not 32x32")
+    limit_train: int | None = option("data", None, "train on N images, class-balanced, the same for every seed", metavar="N")
+    limit_test: int | None = option("data", None, "test on N images, class-balanced", metavar="N")
+    val_split: int | None = option(
+        "data", None, "hold N training images out, class-balanced; they choose best.pt instead of the test", metavar="N"
+    )
+    batch_size: int = option("data", 512, "images per optimiser step", metavar="N")
+    padding: int = option("augmentation", 4, "pixels added around a picture before the random crop; 0: no crop", metavar="PIXELS")
+    pad_mode: str = option("augmentation", "zeros", "what they show: black, or the picture mirrored", choices=("zeros", "reflect"))
+    cutout: int = option("augmentation", 8, "side of the square that is blanked; 0: no cutout", metavar="PIXELS")
+    flip: bool = option("augmentation", True, "never mirror a picture")
+    weight_decay: float = option("recipe", 0.0, "decoupled weight decay (AdamW); 0 is plain Adam", metavar="RATE")
+    label_smoothing: float = option("recipe", 0.0, "share of the target spread over all classes, in [0, 1)", metavar="SHARE")
+    dropout: float = option("recipe", 0.0, "probability of zeroing a feature before the last layer, in [0, 1)", metavar="P")
+    seed: int = option("recipe", 0, "seeds the initial weights and every draw", metavar="N")
+    amp: bool = option("machine", False, "mixed precision: faster where the hardware has bf16 or fp16", switch=True)
+    amp_dtype: str = option(
+        "machine",
+        "auto",
+        "auto takes bf16 where it is native, fp16 on other CUDA cards, and plain fp32 elsewhere",
+        choices=("auto", "bf16", "fp16"),
+    )
+    compile: bool = option("machine", False, "torch.compile network and augmentation (needs a C++ compiler)", switch=True)
+    device: str = option("machine", "auto", "auto, cpu, cuda, cuda:N or mps")
+    channels_last: bool = option("machine", True, "keep the network in NCHW memory order (slower)")
+    deterministic: bool = option("machine", False, "use only algorithms that repeat bit for bit (slower)")
+    out: str = option("output", "runs", "the folder of run folders", metavar="DIR")
+    name: str | None = option("output", None, "the run folder's name (default: the data and the time)")
+    given: frozenset[str] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def explicit(self) -> frozenset[str]:
+        """Names of the options the user set."""
+        if self.given is not None:
+            return self.given
+        return frozenset(f.name for f in _options(self) if getattr(self, f.name) != f.default)
+
+    def replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every option by name, ready for JSON and for a checkpoint."""
+        return {f.name: _plain(getattr(self, f.name)) for f in _options(self)}
+
+    def check(self) -> None:
+        """Refuses what no data and no machine could make right.
+
+        Raises:
+            UserError: naming the option and its range.
+        """
+        for name in ("batch_size", "limit_train", "limit_test", "val_split"):
+            self._check_at_least(name, 1)
+        for name in ("padding", "seed"):
+            self._check_at_least(name, 0)
+        if self.padding >= SIZE:
+            raise UserError(f"--padding {self.padding} must be below {SIZE}, the side of a picture")
+        if not 0 <= self.cutout <= SIZE:
+            raise UserError(f"--cutout {self.cutout} must lie in 0..{SIZE}, the side of a picture")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{flag_of(name)} {getattr(self, name)} must lie in [0, 1)")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"--weight-decay {self.weight_decay} must be 0 or a positive number")
+        for name, choices in _choices(self).items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{flag_of(name)} {getattr(self, name)!r} must be one of {', '.join(choices)}")
+        if self.name is not None and (self.name in ("", ".", "..") or set("/\\") & set(self.name)):
+            raise UserError(f"--name {self.name!r} must be a plain folder name; --out says where it goes")
+
+    def _check_at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < least:
+            raise UserError(f"{flag_of(name)} {value} must be at least {least}")
+
+    def _check_rate(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{flag_of(name)} {value} must be a positive number")
+
+
+@dataclass(frozen=True)
+class TrainOptions(CommonOptions):
+    """Everything that `train` needs to know; the defaults are the recipe.
+
+    The fields are the options of `run_train.py` with underscores, but for the two that switch something off:
+    `--no-flip` is `flip=False` and `--no-channels-last` is `channels_last=False`.
+    """
+
+    epochs: int = option("recipe", 24, "passes over the training images", metavar="N")
+    peak_epoch: int | None = option(
+        "recipe", None, "the epoch that ends at LRMAX (default: epochs x 5/24, at least 1)", metavar="N"
+    )
+    lr_max: float | None = option(
+        "recipe", None, f"LRMAX, the peak of the cycle (default {DEFAULT_LR_MAX}; run_lrfind.py measures it)", metavar="RATE"
+    )
+    lr_min: float | None = option(
+        "recipe", None, f"LRMIN, where the cycle starts and ends (default: LRMAX / {LR_MIN_DIVISOR})", metavar="RATE"
+    )
+    find_lr: bool = option("recipe", False, "run the range test first and train at the rates it suggests")
+    runs: int | None = option(
+        "recipe", None, "train N times, with seeds SEED, SEED+1, ..., and report mean and spread", metavar="N"
+    )
+    eval_every: int = option("output", 1, "test every N epochs; the last one always", metavar="N")
+    tta: bool = option("output", False, "test-time augmentation: average the answers for a picture and its mirror image")
+    resume: str | None = option("what to do", None, "go on with an interrupted run", metavar="RUN_FOLDER")
+    eval_only: str | None = option("what to do", None, "test a checkpoint and stop", metavar="CHECKPOINT")
+    summary: bool = option("what to do", False, "print the network layer by layer and stop")
+    demo: bool = option(
+        "what to do", False, "the whole thing in two minutes without a download: fewer epochs on fewer, synthetic pictures"
+    )
+
+    def check(self) -> None:
+        super().check()
+        for name in ("epochs", "peak_epoch", "runs", "eval_every"):
+            self._check_at_least(name, 1)
+        for name in ("lr_max", "lr_min"):
+            self._check_rate(name)
+        if self.peak_epoch is not None and self.peak_epoch >= self.epochs:
+            raise UserError(f"--peak-epoch {self.peak_epoch} must be below --epochs {self.epochs}")
+        if self.find_lr and self.resume is None and {"lr_max", "lr_min"} & self.explicit:
+            raise UserError("--find-lr measures LRMAX and LRMIN itself; leave --lr-max and --lr-min out")
+        lr_min, lr_max = self.rates()
+        if lr_min >= lr_max:
+            raise UserError(f"--lr-min {lr_min:g} must be below --lr-max {lr_max:g}")
+
+    def rates(self) -> tuple[float, float]:
+        """(LRMIN, LRMAX), defaults filled in."""
+        lr_max = self.lr_max or DEFAULT_LR_MAX
+        return self.lr_min or lr_max / LR_MIN_DIVISOR, lr_max
+
+    def resolved(self) -> Self:
+        """These options with nothing left to default. `peak_epoch` stays None in a run of one epoch."""
+        preset = {name: value for name, value in DEMO.items() if name not in self.explicit} if self.demo else {}
+        options = self.replace(**preset)
+        lr_min, lr_max = options.rates()
+        peak_epoch = options.peak_epoch
+        if peak_epoch is None and options.epochs > 1:
+            peak_epoch = max(1, round(options.epochs * 5 / 24))
+        return options.replace(lr_min=lr_min, lr_max=lr_max, peak_epoch=peak_epoch)
+
+    def continued(self, saved: Mapping[str, Any]) -> Self:
+        """The options for going on with a run that was started with `saved`, the contents of its `config.json`.
+
+        Raises:
+            UserError: an option of the recipe was given and differs from the run's.
+        """
+        for name in sorted(self.explicit - MACHINE - {"resume"}):
+            mine, theirs = _plain(getattr(self, name)), saved.get(name)
+            if mine != theirs:
+                raise UserError(f"{flag_of(name)}: the run was started with {theirs}, not {mine}; leave it out to go on")
+        known = {f.name for f in _options(self)} - {"resume"} - (self.explicit & MACHINE)
+        kept = {name: value for name, value in saved.items() if name in known}
+        return self.replace(**kept | {"mirror": tuple(kept.get("mirror", self.mirror))})
+
+
+@dataclass(frozen=True)
+class RangeTestOptions(CommonOptions):
+    """Everything that `find_lr` needs to know: the options of `run_lrfind.py`."""
+
+    lr_start: float = option("sweep", 1e-6, "the first learning rate", metavar="RATE")
+    lr_end: float = option("sweep", 1.0, "the last one; the sweep stops sooner when the loss diverges", metavar="RATE")
+    iters: int = option("sweep", 118, "optimiser steps from one to the other, at least 10", metavar="N")
+
+    def check(self) -> None:
+        super().check()
+        for name in ("lr_start", "lr_end"):
+            self._check_rate(name)
+        if self.lr_start >= self.lr_end:
+            raise UserError(f"--lr-start {self.lr_start:g} must be below --lr-end {self.lr_end:g}")
+        self._check_at_least("iters", 10)
+
+
+def _options(options: CommonOptions) -> list[dataclasses.Field]:
+    return [f for f in fields(options) if "help" in f.metadata]
+
+
+def _choices(options: CommonOptions) -> dict[str, tuple[str, ...]]:
+    keywords = {f.name: f.metadata["keywords"] for f in _options(options)}
+    return {name: words["choices"] for name, words in keywords.items() if "choices" in words}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

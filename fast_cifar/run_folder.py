@@ -1,0 +1,118 @@
+"""The run folder: configuration, history, summary, checkpoints and pictures of one run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fast_cifar.checkpoint import atomic_write
+from fast_cifar.errors import UserError
+
+
+class RunFolder:
+    """The files of a run below `path`; every file but `metrics.jsonl` is replaced as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Makes the folder.
+
+        Raises:
+            UserError: it exists already, or cannot be made.
+        """
+        refuse_existing(path)
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {path}: {error.strerror}; choose another with --out") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            UserError: `path` is not a run folder.
+        """
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} is not a run folder: it has no config.json")
+        return cls(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def config(self) -> dict[str, Any]:
+        """The options that the run was started with.
+
+        Raises:
+            UserError: `config.json` is damaged.
+        """
+        return _read_object(self / "config.json")
+
+    def write_config(self, options: Mapping[str, Any]) -> None:
+        self._write("config.json", options)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run; None before it is finished."""
+        return _read_object(self / "summary.json") if (self / "summary.json").is_file() else None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write("summary.json", summary)
+
+    def write_range_test(self, contents: Mapping[str, Any]) -> None:
+        self._write("lrfind.json", contents)
+
+    def history(self) -> list[dict[str, Any]]:
+        """One dictionary for each epoch that is done, in order. A line cut short by a kill ends the history."""
+        if not (self / "metrics.jsonl").is_file():
+            return []
+        rows: list[dict[str, Any]] = []
+        for line in (self / "metrics.jsonl").read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def append_history(self, row: Mapping[str, Any]) -> None:
+        with (self / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def cut_history(self, epochs: int) -> list[dict[str, Any]]:
+        """Drops what came after `epochs` epochs, and returns the rest."""
+        rows = self.history()[:epochs]
+        with atomic_write(self / "metrics.jsonl") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        return rows
+
+    def _write(self, name: str, contents: Mapping[str, Any]) -> None:
+        with atomic_write(self / name) as file:
+            file.write((json.dumps(contents, indent=2, allow_nan=False) + "\n").encode())
+
+
+def new_path(out: str, name: str | None, data: str) -> Path:
+    """Where a new run goes: `out`/`name`, named after the data and the time where no name is given."""
+    return Path(out) / (name or f"{Path(data).name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises a UserError where a run folder would overwrite something."""
+    if path.exists():
+        raise UserError(f"{path} exists already; choose another --name, or go on with it: --resume {path}")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: it is no JSON") from error
+    if not isinstance(contents, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return contents

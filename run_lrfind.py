@@ -1,0 +1,31 @@
+"""Find the learning rates of a one cycle by a range test.
+
+    python run_lrfind.py                          # CIFAR-10, 118 steps from 1e-6 up
+    python run_lrfind.py --data FOLDER --amp      # your own pictures
+    python run_lrfind.py --batch-size 128 --weight-decay 0.01
+
+The rate rises exponentially from step to step while the loss is watched; the sweep ends when it diverges. Prints LRMIN
+and LRMAX and the run_train.py line that uses them, and writes lrfind.json and lrfind.png into a run folder of its own.
+"""
+
+import sys
+
+from fast_cifar.command_line import parse
+from fast_cifar.errors import run_script
+from fast_cifar.options import RangeTestOptions
+
+
+def main() -> int:
+    return run_script(script)
+
+
+def script() -> None:
+    options = parse(RangeTestOptions, __doc__)
+    # torch takes seconds to import: not before the command line is known to be right.
+    from fast_cifar.lr_finder import find_lr
+
+    find_lr(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

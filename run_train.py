@@ -1,0 +1,45 @@
+"""Train the custom ResNet with one cycle.
+
+    python run_train.py --demo                          # two minutes, no download
+    python run_train.py --compile --amp                 # CIFAR-10, 24 epochs
+    python run_train.py --data FOLDER --find-lr --amp   # your own pictures, rates from a range test
+    python run_train.py --amp --runs 5                  # five seeds: mean and spread
+    python run_train.py --resume runs/NAME              # go on with an interrupted run
+    python run_train.py --eval-only runs/NAME/best.pt   # test a checkpoint
+    python run_train.py --summary                       # the network, layer by layer
+
+Each run fills a folder runs/NAME with its configuration, history, checkpoints and pictures.
+"""
+
+import sys
+
+from fast_cifar.command_line import parse
+from fast_cifar.errors import run_script
+from fast_cifar.options import TrainOptions
+
+
+def main() -> int:
+    return run_script(script)
+
+
+def script() -> None:
+    options = parse(TrainOptions, __doc__)
+    # torch takes seconds to import: not before the command line is known to be right.
+    from fast_cifar.custom_resnet import CustomResNet
+    from fast_cifar.datasets import count_classes
+    from fast_cifar.evaluation import evaluate_checkpoint
+    from fast_cifar.model_summary import model_summary
+    from fast_cifar.trainer import train
+
+    if options.summary:
+        options.check()
+        print(model_summary(CustomResNet(count_classes(options.data), options.dropout)))
+    elif options.eval_only:
+        result = evaluate_checkpoint(options)
+        print(f"test loss {result.loss:.4f}, accuracy {result.correct}/{result.count} ({result.accuracy:.2%})")
+    else:
+        train(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
