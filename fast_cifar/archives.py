@@ -117,8 +117,8 @@ def _damage(archive: Path, official: Official) -> str:
     if not start.startswith(b"\x1f\x8b"):
         return "is not a .tar.gz archive"
     if size < whole:
-        return f"is not {official.filename} as published: truncated ({size:,} of {whole:,} bytes)"
-    return f"is not {official.filename} as published: damaged (its MD5 is not {official.md5})"
+        return f"is truncated ({size:,} of {whole:,} bytes), or not {official.filename} at all"
+    return f"is damaged (its MD5 is not {official.md5}), or not {official.filename} at all"
 
 
 def _decode(official: Official, archive: Path, data_dir: Path) -> Dataset:

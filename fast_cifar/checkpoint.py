@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,10 +58,13 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
         raise UserError(f"{path}: no such checkpoint file")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty; use another checkpoint of the run")
+    unreadable = f"{path} is no readable checkpoint: it is damaged, or something else"
+    if not zipfile.is_zipfile(path):
+        raise UserError(unreadable)
     try:
         contents = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no readable checkpoint: it is damaged or something else") from error
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        raise UserError(unreadable) from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of fast_cifar ({FORMAT!r})")
     if contents.get("network") != NETWORK:

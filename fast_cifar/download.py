@@ -52,7 +52,7 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
     failures = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with _alone_in(path.parent):
             if path.exists():
                 return
             for url in urls:
@@ -78,13 +78,18 @@ def file_md5(path: Path) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keeps other processes from fetching `path` at the same time, where the system and the file system have locks."""
-    with path.with_name(f".{path.name}.lock").open("ab") as lock:
-        if os.name == "posix":
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes from downloading into `folder` meanwhile, where its file system can lock a folder."""
+    if os.name != "posix":
         yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _require_web_address(url: str) -> None:

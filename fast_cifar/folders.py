@@ -23,6 +23,7 @@ from fast_cifar.splits import Dataset, Split
 SIZE = 32
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUT = "an image folder holds train/<class>/*.png|jpg and test/<class>/*"
+THREADS = 8  # more would only wait for Python's lock
 BLOCK = 32  # images a thread decodes between two looks at the progress bar
 
 
@@ -200,7 +201,7 @@ def _decode(paths: list[str], resize: bool, bar: tqdm) -> Tensor:
             decoded[i] = read_image(path, resize=resize)
         return len(block)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         for done in pool.map(decode_block, range(0, len(paths), BLOCK)):
             bar.update(done)
     return torch.from_numpy(decoded)

@@ -46,7 +46,7 @@ def balanced_subset(split: Split, n: int) -> Split:
     """
     if n >= len(split):
         return split
-    classes = len(split.labels.unique())
+    classes = _class_count(split.labels)
     if n < classes:
         raise UserError(
             f"{n} images cannot hold all {classes} classes; --limit-train and --limit-test take {classes} or more"
@@ -66,7 +66,7 @@ def hold_out(split: Split, n: int) -> tuple[Split, Split]:
         UserError: a class would have no image left on one of the two sides.
     """
     order = _round_robin(split.labels)
-    least, most = len(split.labels.unique()), _before_first_exhausted(split.labels[order])
+    least, most = _class_count(split.labels), _before_first_exhausted(split.labels[order])
     if most < least:
         raise UserError(f"--val-split {n} needs two training images of every class, and a class has only one")
     if not least <= n <= most:
@@ -79,6 +79,10 @@ def hold_out(split: Split, n: int) -> tuple[Split, Split]:
 def _take(split: Split, indices: Tensor) -> Split:
     indices = indices.sort().values
     return Split(split.images[indices], split.labels[indices])
+
+
+def _class_count(labels: Tensor) -> int:
+    return int(labels.bincount().count_nonzero())
 
 
 def _round_robin(labels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The built-in data set: ten shapes in random colours, textures, sizes, places and rotations, 32x32.
 
-Nothing is downloaded. What varies is drawn once as plain tensors (a `_Scene`), and rendering is a pure function of it. Every
-shape equals its own mirror image, so a horizontal flip keeps the class.
+Nothing is downloaded. What varies is drawn once as plain tensors (a `_Scene`), and rendering is a pure function of it.
+Every shape is its own mirror image, so a horizontal flip keeps the class; it is always brighter than its background, by
+an amount and in hues that say nothing of the class. A linear classifier on pixels reaches about 27 %.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 SIZE = 32
-CHUNK = 500
-WAVES = 2
-NOISE = 0.05
-LUMA = torch.tensor([0.299, 0.587, 0.114])
+CHUNK = 500  # images drawn and rendered at a time, which bounds the memory
+WAVES = 2  # plane waves in a texture
+NOISE = 0.05  # standard deviation of the pixel noise on the 0..1 scale
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # what red, green and blue give to the brightness
 
 
 def _points(count: int, valley: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """A star with `count` tips at radius 1 and valleys at radius `valley`; cos(pi / count) makes it a regular polygon."""
+    """A star of `count` tips at radius 1 and valleys at radius `valley`; at cos(pi / count) it is a regular polygon."""
     half = math.pi / count
     edge_x, edge_y = valley * math.cos(half) - 1, valley * math.sin(half)
     length = math.hypot(edge_x, edge_y)
@@ -86,7 +87,7 @@ CLASSES: tuple[str, ...] = tuple(_DISTANCES)
 
 @dataclass
 class _Scene:
-    """Everything that is random in n images. Lengths are in pixels, colours in 0..1; layer 0 is background, layer 1 the shape."""
+    """Everything random in n images. Lengths in pixels, colours in 0..1; layer 0 is the background, 1 the shape."""
 
     radius: Tensor  # [n, 1, 1]
     centre_x: Tensor  # [n, 1, 1], from the middle of the image
