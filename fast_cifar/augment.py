@@ -107,7 +107,7 @@ def apply(
     """
     check_images(images)
     n, height, width, _ = images.shape
-    check_options((height, width), padding, cutout, pad_mode)
+    check_options((height, width), padding, cutout, pad_mode, dtype)
     if len(draws) != n:
         raise ValueError(f"{len(draws)} draws for {n} images")
     padded = pad(images, padding, pad_mode)
@@ -139,7 +139,7 @@ def _mirrored(size: int, padding: int, device: torch.device) -> Tensor:
 
 
 def row_tables(
-    mean: Sequence[float], std: Sequence[float], width: int, cutout: int, device: torch.device
+    mean: Sequence[float], std: Sequence[float], width: int, cutout: int, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """What `normalise_and_cut` subtracts from a row of pixels, and the rows it may multiply it by.
 
@@ -183,8 +183,10 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images are uint8 [n, H, W, 3], not {images.dtype} {list(images.shape)}")
 
 
-def check_options(size: tuple[int, int], padding: int, cutout: int, pad_mode: str = "zeros") -> None:
-    """Raises ValueError unless images of size (H, W) can be padded and cut like that."""
+def check_options(
+    size: tuple[int, int], padding: int, cutout: int, pad_mode: str = "zeros", dtype: torch.dtype = torch.float32
+) -> None:
+    """Raises ValueError unless images of size (H, W) can be padded and cut like that, and handed out as `dtype`."""
     if pad_mode not in PAD_MODES:
         raise ValueError(f"unknown pad_mode {pad_mode!r}; choose one of {', '.join(PAD_MODES)}")
     if padding < 0:
@@ -193,3 +195,5 @@ def check_options(size: tuple[int, int], padding: int, cutout: int, pad_mode: st
         raise ValueError(f"{min(size)} pixels cannot be mirrored into a padding of {padding}")
     if not 0 <= cutout <= min(size):
         raise ValueError(f"cutout is {cutout}, and must be in [0, {min(size)}]")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}, and must be a floating-point type")

@@ -47,9 +47,8 @@ def save(path: Path, key: str, dataset: Dataset) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch.save
-        raise UserError(
-            f"cannot write {path} ({_reason(error)}); free some space or give another --data-dir"
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+        raise UserError(f"cannot write {path} ({reason}); mend that or give another --data-dir") from error
 
 
 def require_writable(folder: Path) -> None:
@@ -72,7 +71,3 @@ def _contents(dataset: Dataset) -> dict[str, object]:
         "test": {"images": dataset.test.images, "labels": dataset.test.labels},
         "classes": dataset.classes,
     }
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]

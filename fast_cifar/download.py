@@ -153,7 +153,7 @@ def _receive(url: str, part: Path, bar: tqdm) -> None:
             _receive(url, part, bar)
             return
         bar.reset(total)
-        bar.initial = bar.n = start
+        bar.initial = bar.n = bar.last_print_n = start
         bar.refresh()
         with part.open("ab") as file:
             while chunk := _read(response):

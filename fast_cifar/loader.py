@@ -65,9 +65,11 @@ class DeviceLoader:
         pad_mode: str = "zeros",
     ) -> None:
         _check_data(images, labels, batch_size, train)
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, below 0")
         self.size = (images.shape[1], images.shape[2])
         self.padding, self.cutout, self.flip = (padding, cutout, flip) if train else (0, 0, False)
-        check_options(self.size, self.padding, self.cutout, pad_mode)
+        check_options(self.size, self.padding, self.cutout, pad_mode, dtype)
         measured = channel_statistics(images) if mean is None or std is None else ()
         self.mean = tuple(map(float, measured[0] if mean is None else mean))
         self.std = tuple(map(float, measured[1] if std is None else std))
@@ -76,7 +78,7 @@ class DeviceLoader:
         self.seed = seed
         self.epoch = 0
         self._dtype = dtype
-        self._offset, self._scales = row_tables(self.mean, self.std, self.size[1], self.cutout, torch.device(device))
+        self._offset, self._scales = row_tables(self.mean, self.std, self.size[1], self.cutout, device)
         self._store = _make_store(images, self.padding, pad_mode, mirrored=self.flip).to(device)
         inner = (slice(self.padding, self.padding + side) for side in self.size)
         self.images = self._store[(0, slice(None), *inner)]
@@ -90,6 +92,8 @@ class DeviceLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, at least 0, that the next iterators hand out. It does not advance by itself."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, below 0")
         self.epoch = epoch
 
     def draws(self, epoch: int) -> tuple[Tensor, Draws]:
@@ -215,6 +219,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def _check_data(images: Tensor, labels: Tensor, batch_size: int, train: bool) -> None:
+    """Raises ValueError unless the data fit together and fill at least one batch."""
     check_images(images)
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(f"labels are int64 [{len(images)}], not {labels.dtype} {list(labels.shape)}")
@@ -223,4 +228,4 @@ def _check_data(images: Tensor, labels: Tensor, batch_size: int, train: bool) ->
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, below 1")
     if train and batch_size > len(images):
-        raise ValueError(f"batch_size is {batch_size}, above the {len(images)} images there are: an epoch would be empty")
+        raise ValueError(f"batch_size is {batch_size}, above the {len(images)} images there are")

@@ -33,11 +33,12 @@ class Suggestion:
 
 
 def smooth(losses: Sequence[float]) -> np.ndarray:
-    """A running median, deaf to single spikes, then a Gaussian; float64, as long as `losses`."""
+    """A running median, deaf to single spikes, then a Gaussian; float64, as long as `losses`, of which there are 10 at
+    least."""
     values = np.asarray(losses, dtype=np.float64)
-    half = WINDOW // 2
-    medians = np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
     steps = np.arange(len(values))
+    begins = np.clip(steps - WINDOW // 2, 0, len(values) - WINDOW)  # the windows at the ends are whole ones too
+    medians = np.array([np.median(values[begin : begin + WINDOW]) for begin in begins])
     weights = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / SPREAD) ** 2)
     return (weights @ medians) / weights.sum(axis=1)
 

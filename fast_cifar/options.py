@@ -23,7 +23,7 @@ DEMO = {
     "limit_test": 1000,
     "epochs": 5,
     "batch_size": 32,
-    "lr_max": 0.004,
+    "lr_max": 0.003,
     "amp": True,
 }
 

@@ -1,0 +1,50 @@
+"""Small data and quick runs that several tests share."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fast_cifar.options import TrainOptions
+
+# The runs of the tests are tiny: more threads would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def write_class_folder(root, classes=("cat", "dog"), per_class=12, size=(32, 32), suffix=".png", seed=0):
+    """A data set folder whose classes differ in colour, so that a network can learn them."""
+    rng = np.random.default_rng(seed)
+    for split in ("train", "test"):
+        for index, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for k in range(per_class):
+                pixels = rng.integers(0, 100, (size[1], size[0], 3), dtype=np.uint8)
+                pixels[..., index % 3] += 120
+                Image.fromarray(pixels).save(folder / f"{k:03}{suffix}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def class_folder(tmp_path_factory):
+    return write_class_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def quick(class_folder, tmp_path_factory):
+    """Options of a run that takes a second: `quick(epochs=3, ...)`."""
+    data_dir = tmp_path_factory.mktemp("cache")
+
+    def options(**changes):
+        defaults = {
+            "data": str(class_folder),
+            "data_dir": str(data_dir),
+            "batch_size": 8,
+            "epochs": 2,
+            "lr_max": 0.001,
+            "device": "cpu",
+        }
+        return TrainOptions(**defaults | changes)
+
+    return options

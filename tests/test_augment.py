@@ -1,0 +1,207 @@
+"""Augmentation against torchvision's own operators, and the draws against the distribution they promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from fast_cifar.augment import Draws, apply, draw
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+PRESENT = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+DEVICES = [device for device, present in PRESENT.items() if present]
+NAMES = [field.name for field in fields(Draws)]
+
+
+def random_images(n: int, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def torchvision_reference(image: Tensor, one: Draws, padding: int, cutout: int, pad_mode: str) -> Tensor:
+    """float32 [3, H, W]: one image through torchvision's pad, crop, flip, normalise and erase."""
+    height, width, _ = image.shape
+    picture = F.pad(image.permute(2, 0, 1), padding, padding_mode={"zeros": "constant"}.get(pad_mode, pad_mode))
+    picture = F.crop(picture, int(one.crop_y), int(one.crop_x), height, width)
+    picture = F.horizontal_flip(picture) if one.flip else picture
+    picture = F.normalize(F.to_dtype(picture, torch.float32, scale=True), list(MEAN), list(STD))
+    return F.erase(picture, int(one.cut_y), int(one.cut_x), cutout, cutout, torch.zeros(()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pad_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize(
+    ("height", "width", "padding", "cutout"),
+    [(32, 32, 4, 8), (32, 32, 0, 8), (32, 32, 4, 0), (32, 32, 4, 32), (9, 14, 6, 5), (64, 48, 1, 1)],
+)
+def test_apply_matches_torchvision_image_by_image(height, width, padding, cutout, pad_mode, dtype, device):
+    images = random_images(64, height, width)
+    draws = draw(64, padding=padding, cutout=cutout, size=(height, width), generator=seeded(1))
+    theirs = torch.stack(
+        [torchvision_reference(image, draws[i], padding, cutout, pad_mode) for i, image in enumerate(images)]
+    )
+    there = Draws(*(getattr(draws, name).to(device) for name in NAMES))
+    ours = apply(
+        images.to(device), there, mean=MEAN, std=STD, padding=padding, cutout=cutout, pad_mode=pad_mode, dtype=dtype
+    )
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.cpu(), theirs.to(dtype))
+
+
+def test_the_result_is_channels_last_in_memory():
+    batch = apply(random_images(5), draw(5, generator=seeded(0)), mean=MEAN, std=STD)
+    assert batch.shape == (5, 3, 32, 32)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("device", [device for device in DEVICES if device != "cpu"])
+def test_devices_agree_on_every_bit(device):
+    images = random_images(256)
+    here = apply(images, draw(256, generator=seeded(3)), mean=MEAN, std=STD)
+    there = apply(images.to(device), draw(256, generator=seeded(3), device=device), mean=MEAN, std=STD)
+    assert torch.equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("pad_mode", "dtype"), [("zeros", torch.bfloat16), ("reflect", torch.float32)])
+def test_compiled_and_eager_agree_on_every_bit(pad_mode, dtype, device):
+    images, draws = random_images(64).to(device), draw(64, generator=seeded(4), device=device)
+    options = {"mean": MEAN, "std": STD, "pad_mode": pad_mode, "dtype": dtype}
+    compiled = torch.compile(apply, dynamic=False)(images, draws, **options)
+    assert torch.equal(apply(images, draws, **options), compiled)
+
+
+def test_the_images_are_left_as_they_are():
+    images = random_images(8)
+    before = images.clone()
+    apply(images, draw(8, generator=seeded(0)), mean=MEAN, std=STD)
+    assert torch.equal(images, before)
+
+
+def test_no_images_make_an_empty_batch():
+    assert apply(random_images(0), draw(0), mean=MEAN, std=STD).shape == (0, 3, 32, 32)
+
+
+def test_images_need_not_be_contiguous():
+    images = random_images(16)[::2, :, ::2]
+    options = {"mean": MEAN, "std": STD, "cutout": 4}
+    draws = draw(8, cutout=4, size=(32, 16), generator=seeded(0))
+    assert torch.equal(apply(images, draws, **options), apply(images.contiguous(), draws, **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("crop_y", 0, 8), ("crop_x", 0, 8), ("cut_y", 0, 24), ("cut_x", 0, 16)]
+)
+def test_every_place_is_drawn_about_equally_often(name, low, high):
+    places = getattr(draw(50_000, size=(32, 24), generator=seeded(5)), name)
+    assert places.dtype == torch.int64
+    assert (int(places.min()), int(places.max())) == (low, high)
+    counts = torch.bincount(places).double()
+    expected = 50_000 / len(counts)
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    # Chi-square with d degrees of freedom has mean d and deviation sqrt(2 d): six deviations are beyond chance.
+    freedom = high - low
+    assert chi_square < freedom + 6 * (2 * freedom) ** 0.5
+
+
+def test_half_of_the_images_are_flipped():
+    flip = draw(50_000, generator=seeded(6)).flip
+    assert flip.dtype == torch.bool
+    assert float(flip.double().mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_choices_do_not_depend_on_each_other():
+    draws = draw(50_000, generator=seeded(7))
+    columns = torch.stack([getattr(draws, name).double() for name in NAMES])
+    assert float((torch.corrcoef(columns) - torch.eye(5)).abs().max()) < 0.03
+
+
+@pytest.mark.parametrize("off", [{"padding": 0}, {"cutout": 0}, {"flip": False}])
+def test_switching_one_thing_off_leaves_the_other_choices_as_they_were(off):
+    touched = {"padding": ("crop_y", "crop_x"), "cutout": ("cut_y", "cut_x"), "flip": ("flip",)}[next(iter(off))]
+    all_on, one_off = draw(1000, generator=seeded(8)), draw(1000, generator=seeded(8), **off)
+    for name in NAMES:
+        assert torch.equal(getattr(all_on, name), getattr(one_off, name)) is (name not in touched)
+
+
+def test_without_padding_and_flip_nothing_is_cropped_or_flipped():
+    draws = draw(100, padding=0, flip=False, generator=seeded(9))
+    assert not any(getattr(draws, name).any() for name in ("crop_y", "crop_x", "flip"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_cpu_generator_gives_every_device_the_same_draws(device):
+    here, there = draw(100, generator=seeded(10)), draw(100, generator=seeded(10), device=device)
+    for name in NAMES:
+        assert getattr(there, name).device.type == device
+        assert torch.equal(getattr(here, name), getattr(there, name).cpu())
+
+
+def test_a_generator_of_ones_own_leaves_the_global_state_alone():
+    before = torch.get_rng_state()
+    draw(100, generator=seeded(11))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_generator_the_global_seed_decides():
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        first = draw(100)
+        torch.manual_seed(12)
+        second = draw(100)
+    assert torch.equal(first.crop_y, second.crop_y)
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": -1}, {"cutout": -1}, {"cutout": 33}, {"size": (32, 7)}, {"size": 0, "cutout": 1}]
+)
+def test_draw_refuses_options_out_of_range(options):
+    with pytest.raises(ValueError, match="padding|cutout"):
+        draw(4, **options)
+
+
+def test_draw_refuses_a_negative_number_of_images():
+    with pytest.raises(ValueError, match="-1 images"):
+        draw(-1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: images.float(), "uint8"),
+        (lambda images: images.permute(0, 3, 1, 2), "uint8"),
+        (lambda images: images[0], "uint8"),
+        (lambda images: images[:3], "4 draws for 3 images"),
+    ],
+)
+def test_apply_refuses_images_it_cannot_use(change: Callable[[Tensor], Tensor], message: str):
+    with pytest.raises(ValueError, match=message):
+        apply(change(random_images(4)), draw(4), mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pad_mode": "circular"}, "pad_mode 'circular'"),
+        ({"pad_mode": "reflect", "padding": 32}, "mirrored"),
+        ({"padding": -1}, "padding"),
+        ({"cutout": 33}, "cutout"),
+        ({"std": (0.2, 0.0, 0.2)}, "std"),
+        ({"std": (0.2, 0.2)}, "std"),
+        ({"mean": (0.5,)}, "mean"),
+        ({"dtype": torch.uint8}, "floating"),
+    ],
+)
+def test_apply_refuses_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        apply(random_images(4), draw(4), **({"mean": MEAN, "std": STD} | options))

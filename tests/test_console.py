@@ -1,0 +1,59 @@
+"""Lines as people read them."""
+
+import pytest
+
+from fast_cifar import console
+
+ROW = {
+    "epoch": 3,
+    "lr": 0.00912,
+    "train_loss": 0.8123,
+    "train_accuracy": 0.7101,
+    "test_loss": 0.7012,
+    "test_accuracy": 0.7674,
+    "images_per_second": 12345.6,
+    "seconds": 4.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (7.4, "7 s"), (59.6, "1:00"), (245, "4:05"), (3599, "59:59"), (3845, "1:04:05")]
+)
+def test_times_read_as_people_write_them(seconds, text):
+    assert console.clock(seconds) == text
+
+
+def test_an_epochs_line_has_everything():
+    line = console.epoch_line(ROW, 24, {"test": 10_000}, 245)
+    for part in (
+        "epoch  3/24",
+        "lr 0.009120",
+        "train 0.8123 71.01%",
+        "test 0.7012 7674/10000 (76.74%)",
+        "gap -5.73",
+        "12,346 images/sec",
+        "4.0 s",
+        "4:05 left",
+    ):
+        assert part in line
+
+
+def test_an_epoch_without_a_test_says_nothing_of_one():
+    line = console.epoch_line(ROW | {"test_loss": None, "test_accuracy": None}, 24, {"test": 10_000}, 0)
+    assert "test" not in line
+    assert "gap" not in line
+
+
+def test_a_held_out_split_is_shown():
+    row = ROW | {"val_loss": 0.7, "val_accuracy": 0.5}
+    assert "val 0.7000 50/100 (50.00%)" in console.epoch_line(row, 24, {"val": 100, "test": 10_000}, 0)
+
+
+def test_several_runs_are_a_mean_with_its_interval():
+    line = console.several_line({"n": 3, "mean": 0.92, "std": 0.01, "interval": [0.9, 0.94]})
+    assert "92.00% ± 2.00" in line
+    assert "n = 3" in line
+
+
+def test_one_run_claims_no_interval():
+    assert console.several_line({"n": 1, "mean": 0.92, "std": None, "interval": None}) == "test accuracy 92.00% (n = 1)"

@@ -1,0 +1,199 @@
+"""The training step against one written out by hand; evaluation against a plain loop."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fast_cifar.engine import TrainStep, evaluate, make_optimizer, train_epoch
+from fast_cifar.runtime import Precision
+from fast_cifar.schedules import one_cycle
+
+FP32 = Precision("cpu", torch.float32)
+BF16 = Precision("cpu", torch.bfloat16)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4, bias=False),
+    )
+
+
+def batches(count=6, size=16):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(size, 3, 8, 8, generator=generator), torch.randint(4, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def train_by_hand(model, optimizer, smoothing=0.0):
+    losses = []
+    for inputs, labels in batches():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), labels, label_smoothing=smoothing)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_steps_equal_a_plain_eager_loop_with_torchs_adam(smoothing, decay):
+    mine, theirs = network(), network()
+    step = TrainStep(mine, make_optimizer(mine, 0.01, decay), FP32, label_smoothing=smoothing)
+    losses = [step(*batch)[0].item() for batch in batches()]
+    plain = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=decay, fused=False)
+    assert losses == pytest.approx(train_by_hand(theirs, plain, smoothing), rel=1e-4)
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_no_decay_is_plain_adam():
+    assert type(make_optimizer(network(), 0.01)) is torch.optim.Adam
+    assert type(make_optimizer(network(), 0.01, 0.1)) is torch.optim.AdamW
+
+
+def test_the_optimizer_is_fused():
+    assert make_optimizer(network(), 0.01).param_groups[0]["fused"] is True
+
+
+def test_mixed_precision_stays_near_full_precision():
+    full, mixed = network(), network()
+    a = TrainStep(full, make_optimizer(full, 0.01), FP32)
+    b = TrainStep(mixed, make_optimizer(mixed, 0.01), BF16)
+    for batch in batches():
+        assert b(*batch)[0].item() == pytest.approx(a(*batch)[0].item(), abs=0.05)
+
+
+def test_mixed_precision_keeps_the_weights_in_float32():
+    model = network()
+    step = TrainStep(model, make_optimizer(model, 0.01), BF16)
+    step(*batches()[0])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_compiled_step_has_the_losses_of_the_eager_one():
+    eager, compiled = network(), network()
+    a = TrainStep(eager, make_optimizer(eager, 0.01), FP32)
+    b = TrainStep(compiled, make_optimizer(compiled, 0.01), FP32, compile=True)
+    for batch in batches():
+        (loss_a, correct_a, _), (loss_b, correct_b, _) = a(*batch), b(*batch)
+        assert loss_b.item() == pytest.approx(loss_a.item(), rel=1e-4)
+        assert correct_b == correct_a
+    assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in eager.named_parameters()]
+
+
+def test_correct_answers_are_counted_before_the_update():
+    model = network()
+    inputs, labels = batches()[0]
+    expected = (copy.deepcopy(model).train()(inputs).argmax(1) == labels).sum()
+    assert TrainStep(model, make_optimizer(model, 0.1), FP32)(inputs, labels)[1] == expected
+
+
+def test_warming_up_leaves_no_trace():
+    model = network()
+    optimizer = make_optimizer(model, 0.01)
+    before = copy.deepcopy(model.state_dict())
+    random_state = torch.get_rng_state()
+    TrainStep(model, optimizer, FP32).warm_up(*batches()[0])
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not optimizer.state
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+def epoch_of(model, data):
+    optimizer = make_optimizer(model, 0.01)
+    scheduler = LambdaLR(optimizer, one_cycle(len(data), 2, 0.001, 0.01))
+    return train_epoch(TrainStep(model, optimizer, FP32), data, scheduler), optimizer, scheduler
+
+
+def test_an_epoch_reports_the_mean_loss_and_accuracy_of_its_batches():
+    data = batches()
+    result, _, _ = epoch_of(network(), data)
+    model = network()
+    optimizer = make_optimizer(model, 0.01)
+    f = one_cycle(len(data), 2, 0.001, 0.01)
+    step = TrainStep(model, optimizer, FP32)
+    losses, correct = [], 0
+    for i, batch in enumerate(data):
+        optimizer.param_groups[0]["lr"] = 0.01 * f(i)
+        loss, right, _ = step(*batch)
+        losses.append(loss.item())
+        correct += int(right)
+    assert result.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert result.accuracy == pytest.approx(correct / (16 * len(data)))
+    assert result.images == 16 * len(data)
+    assert result.images_per_second == pytest.approx(result.images / result.seconds)
+
+
+def test_the_schedule_advances_once_a_step():
+    _, _, scheduler = epoch_of(network(), batches())
+    assert scheduler.last_epoch == 6
+
+
+def test_a_skipped_update_does_not_advance_the_schedule():
+    model = network()
+    optimizer = make_optimizer(model, 0.01)
+    scheduler = LambdaLR(optimizer, one_cycle(6, 2, 0.001, 0.01))
+    step = TrainStep(model, optimizer, FP32)
+    real, calls = step.__call__, iter([True, False, True, False, True, True])
+
+    class Skipping:
+        model = step.model
+
+        def __call__(self, inputs, labels):
+            loss, correct, _ = real(inputs, labels)
+            return loss, correct, next(calls)
+
+    train_epoch(Skipping(), batches(), scheduler)
+    assert scheduler.last_epoch == 4
+
+
+def test_float16_overflow_is_seen_although_the_optimizer_skips_in_its_kernel():
+    model = network()
+    step = TrainStep(model, make_optimizer(model, 0.01), FP32)
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    before = [p.clone() for p in model.parameters()]
+    inputs, labels = batches()[0]
+    assert step(inputs * float("inf"), labels)[2] is False
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert step(inputs, labels)[2] is True
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_equals_a_plain_loop_and_leaves_the_model_alone(training):
+    model = network().train(training)
+    data = [*batches(3), (torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0]))]
+    before = copy.deepcopy(model.state_dict())
+    result = evaluate(model, data, FP32)
+    assert model.training is training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    reference = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        logits = torch.cat([reference(inputs) for inputs, _ in data])
+    labels = torch.cat([labels for _, labels in data])
+    torch.testing.assert_close(result.logits, logits)
+    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert result.correct == (logits.argmax(1) == labels).sum()
+    assert result.count == 53
+    assert result.accuracy == result.correct / 53
+
+
+def test_test_time_augmentation_averages_an_image_and_its_mirror_image():
+    model = network().eval()
+    data = batches(1)
+    with torch.no_grad():
+        expected = (model(data[0][0]) + model(data[0][0].flip(-1))) / 2
+    torch.testing.assert_close(evaluate(model, data, FP32, tta=True).logits, expected)

@@ -1,0 +1,256 @@
+"""The loader against `apply` on the same draws, and the promises it makes about epochs, order and errors."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fast_cifar.augment import apply
+from fast_cifar.loader import DeviceLoader, channel_statistics
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+PRESENT = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+DEVICES = [device for device, present in PRESENT.items() if present]
+N, BATCH = 70, 16
+
+
+def data(n: int = N, height: int = 32, width: int = 32) -> tuple[Tensor, Tensor]:
+    """Random images; an image's label is its number."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (n, height, width, 3), dtype=torch.uint8, generator=generator), torch.arange(n)
+
+
+def make(n: int = N, *, train: bool = True, device: str = "cpu", **options) -> DeviceLoader:
+    return DeviceLoader(*data(n), BATCH, train=train, device=device, **({"mean": MEAN, "std": STD} | options))
+
+
+def labels_of(loader: DeviceLoader) -> list[int]:
+    return torch.cat([labels for _, labels in loader]).tolist()
+
+
+def assert_equals_apply(loader: DeviceLoader, epoch: int, **options) -> None:
+    """Every batch of the epoch is `apply` on the pictures and draws that `loader.draws` names."""
+    images, labels = loader.images.cpu(), loader.labels.cpu()
+    loader.set_epoch(epoch)
+    permutation, draws = loader.draws(epoch)
+    batches = list(loader)
+    assert len(batches) == len(loader) > 0
+    for k, (inputs, targets) in enumerate(batches):
+        part = slice(k * BATCH, (k + 1) * BATCH)
+        expected = apply(
+            images[permutation[part].cpu()].to(inputs.device), draws[part], mean=loader.mean, std=loader.std, **options
+        )
+        assert torch.equal(inputs, expected)
+        assert inputs.dtype == expected.dtype
+        assert inputs.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(targets.cpu(), labels[permutation[part].cpu()])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("pad_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"padding": 0}, {"cutout": 0}, {"flip": False}, {"padding": 0, "flip": False}, {"dtype": torch.bfloat16}],
+)
+def test_training_batches_equal_apply(options, pad_mode, device):
+    to_apply = {key: value for key, value in options.items() if key != "flip"} | {"pad_mode": pad_mode}
+    assert_equals_apply(make(device=device, pad_mode=pad_mode, **options), epoch=3, **to_apply)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"pad_mode": "reflect", "padding": 3, "cutout": 5}])
+def test_compiled_training_batches_equal_apply(options, device):
+    assert_equals_apply(make(device=device, compile=True, **options), epoch=1, **options)
+
+
+def test_training_batches_of_oblong_images_equal_apply():
+    loader = DeviceLoader(*data(height=20, width=31), BATCH, train=True, device="cpu", cutout=7)
+    assert_equals_apply(loader, epoch=0, cutout=7)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_evaluation_hands_out_all_images_in_order_and_as_they_are(compile):
+    images, labels = data()
+    loader = make(train=False, compile=compile)
+    batches = list(loader)
+    assert [len(targets) for _, targets in batches] == [16, 16, 16, 16, 6]
+    assert torch.equal(torch.cat([targets for _, targets in batches]), labels)
+    pixels = images.permute(0, 3, 1, 2) / 255
+    expected = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    torch.testing.assert_close(torch.cat([inputs for inputs, _ in batches]), expected)
+
+
+def test_evaluation_batches_equal_apply_without_augmentation():
+    loader = make(train=False)
+    assert_equals_apply(loader, epoch=0, padding=0, cutout=0)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_evaluation_may_be_given_a_slice_of_a_larger_tensor(compile):
+    images, labels = data(N + 11)
+    loader = DeviceLoader(
+        images[11:], labels[11:], BATCH, train=False, device="cpu", mean=MEAN, std=STD, compile=compile
+    )
+    expected = torch.cat([inputs for inputs, _ in make(N + 11, train=False)])[11:]
+    assert torch.equal(torch.cat([inputs for inputs, _ in loader]), expected)
+
+
+def test_evaluation_keeps_no_second_copy_of_the_images():
+    images, labels = data()
+    loader = DeviceLoader(images, labels, BATCH, train=False, device="cpu")
+    assert loader.images.data_ptr() == images.data_ptr()
+
+
+def test_the_images_of_a_training_loader_are_the_ones_given():
+    assert torch.equal(make(pad_mode="reflect").images, data()[0])
+
+
+def test_an_epoch_hands_out_every_image_at_most_once_and_drops_the_short_batch():
+    handed_out = labels_of(make())
+    assert len(handed_out) == 64 == len(set(handed_out))
+    assert handed_out != sorted(handed_out)
+
+
+def test_an_epoch_that_divides_evenly_hands_out_every_image_once():
+    assert sorted(labels_of(make(64))) == list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("n", "train", "length"), [(70, True, 4), (70, False, 5), (64, True, 4), (64, False, 4), (16, True, 1)]
+)
+def test_length_is_the_number_of_batches(n, train, length):
+    loader = make(n, train=train)
+    assert len(loader) == length == len(list(loader))
+
+
+def test_the_epoch_does_not_advance_by_itself():
+    loader = make()
+    assert labels_of(loader) == labels_of(loader)
+    assert loader.epoch == 0
+
+
+@pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
+def test_another_epoch_or_seed_draws_something_else(other):
+    loader = make(seed=other.get("seed", 0))
+    permutation, draws = loader.draws(other.get("epoch", 0))
+    first_permutation, first_draws = make().draws(0)
+    assert not torch.equal(permutation, first_permutation)
+    assert not torch.equal(draws.crop_y, first_draws.crop_y)
+
+
+def test_seed_and_epoch_are_not_interchangeable():
+    assert not torch.equal(make(seed=1).draws(2)[0], make(seed=2).draws(1)[0])
+
+
+def test_an_epoch_does_not_depend_on_the_epochs_before_it():
+    loader = make()
+    labels_of(loader)
+    loader.set_epoch(5)
+    fresh = make()
+    fresh.set_epoch(5)
+    assert labels_of(loader) == labels_of(fresh)
+
+
+def test_iterators_that_run_side_by_side_do_not_disturb_each_other():
+    loader = make()
+    for (first, first_labels), (second, second_labels) in zip(loader, loader, strict=True):
+        assert torch.equal(first, second)
+        assert torch.equal(first_labels, second_labels)
+
+
+def test_an_iterator_keeps_the_epoch_it_was_made_in():
+    loader = make()
+    batches = iter(loader)
+    loader.set_epoch(1)
+    assert torch.equal(next(batches)[1], loader.draws(0)[0][:BATCH])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_device_gets_the_same_draws(device):
+    here, there = make().draws(2), make(device=device).draws(2)
+    assert there[0].device.type == there[1].crop_y.device.type == device
+    assert torch.equal(here[0], there[0].cpu())
+    for name in vars(here[1]):
+        assert torch.equal(getattr(here[1], name), getattr(there[1], name).cpu())
+
+
+def test_global_random_state_is_left_alone():
+    def states() -> tuple[str, ...]:
+        numpy_state = np.random.get_state()  # noqa: NPY002
+        return str(torch.get_rng_state().tolist()), str(random.getstate()), str(numpy_state)
+
+    before = states()
+    list(make())
+    assert states() == before
+
+
+def test_mean_and_std_are_those_of_the_images():
+    images, labels = data(50)
+    images[..., 1] //= 3
+    loader = DeviceLoader(images, labels, BATCH, train=True, device="cpu")
+    pixels = images.numpy().reshape(-1, 3) / 255
+    np.testing.assert_allclose(loader.mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(loader.std, pixels.std(axis=0), rtol=1e-12)
+
+
+def test_statistics_do_not_depend_on_the_chunks(monkeypatch):
+    images, _ = data(50)
+    whole = channel_statistics(images)
+    monkeypatch.setattr("fast_cifar.loader.CHUNK", 7)
+    assert channel_statistics(images) == whole
+
+
+def test_the_store_does_not_depend_on_the_chunks(monkeypatch):
+    whole = [inputs for inputs, _ in make()]
+    monkeypatch.setattr("fast_cifar.loader.CHUNK", 7)
+    assert all(torch.equal(inputs, other) for (inputs, _), other in zip(make(), whole, strict=True))
+
+
+def test_a_channel_that_never_varies_becomes_zero():
+    images, labels = data()
+    images[..., 2] = 77
+    inputs, _ = next(iter(DeviceLoader(images, labels, BATCH, train=False, device="cpu")))
+    assert float(inputs[:, 2].abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": N + 1}, "above the 70 images"),
+        ({"images": torch.zeros(N, 3, 32, 32, dtype=torch.uint8)}, "uint8"),
+        ({"images": torch.zeros(N, 32, 32, 3)}, "uint8"),
+        ({"images": torch.zeros(N - 1, 32, 32, 3, dtype=torch.uint8)}, r"labels are int64 \[69\]"),
+        ({"labels": torch.zeros(N, dtype=torch.int32)}, "int32"),
+        ({"std": (1.0, 0.0, 1.0)}, "std"),
+        ({"padding": -1}, "padding"),
+        ({"cutout": 33}, "cutout"),
+        ({"pad_mode": "circular"}, "pad_mode"),
+        ({"pad_mode": "reflect", "padding": 32}, "mirrored"),
+        ({"dtype": torch.int32}, "floating"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    images, labels = data()
+    arguments = {"images": images, "labels": labels, "batch_size": BATCH, "mean": MEAN, "std": STD} | options
+    with pytest.raises(ValueError, match=message):
+        DeviceLoader(**arguments, train=True, device="cpu")
+
+
+def test_an_evaluation_batch_may_be_larger_than_the_data():
+    assert [len(labels) for _, labels in DeviceLoader(*data(), N + 1, train=False, device="cpu")] == [N]
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(ValueError, match="no images"):
+        make(0, train=False)
+
+
+def test_a_negative_epoch_is_refused():
+    with pytest.raises(ValueError, match="epoch"):
+        make().set_epoch(-1)
