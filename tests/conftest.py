@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor, nn
 
 from fast_cifar.options import TrainOptions
 
@@ -24,6 +25,31 @@ def write_class_folder(root, classes=("cat", "dog"), per_class=12, size=(32, 32)
                 pixels[..., index % 3] += 120
                 Image.fromarray(pixels).save(folder / f"{k:03}{suffix}")
     return root
+
+
+class SmallNetwork(nn.Module):
+    """Stands in for `CustomResNet` where a test is about the run and not about the network."""
+
+    def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 4, stride=4, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(8, num_classes, bias=False),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+@pytest.fixture()
+def small_network(monkeypatch):
+    for module in ("assembly", "checkpoint"):
+        monkeypatch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
 
 
 @pytest.fixture(scope="session")

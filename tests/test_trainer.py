@@ -138,7 +138,7 @@ def interrupted_after(epochs, monkeypatch):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_resumed_run_ends_as_one_that_never_stopped(quick, tmp_path, monkeypatch, dropout):
+def test_a_resumed_run_ends_as_one_that_never_stopped(small_network, quick, tmp_path, monkeypatch, dropout):
     options = quick(out=str(tmp_path), epochs=3, dropout=dropout, deterministic=True)
     train(options.replace(name="whole"), log=silent)
     with monkeypatch.context() as patch:
@@ -152,7 +152,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(quick, tmp_path, monkeypat
     assert [*map(without_times, rows(tmp_path / "whole"))] == [*map(without_times, rows(tmp_path / "stopped"))]
 
 
-def test_a_run_without_a_checkpoint_starts_at_epoch_1(quick, tmp_path, monkeypatch):
+def test_a_run_without_a_checkpoint_starts_at_epoch_1(small_network, quick, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted_after(0, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -161,7 +161,7 @@ def test_a_run_without_a_checkpoint_starts_at_epoch_1(quick, tmp_path, monkeypat
     assert train(TrainOptions(resume=str(tmp_path / "a")), log=silent)["epochs"] == 2
 
 
-def test_several_runs_differ_by_seed_and_are_summed_up(quick, tmp_path):
+def test_several_runs_differ_by_seed_and_are_summed_up(small_network, quick, tmp_path):
     summary = train(quick(out=str(tmp_path), name="several", runs=2, seed=5), log=silent)
     configs = [json.loads((tmp_path / f"several/run-{k}/config.json").read_text()) for k in (1, 2)]
     assert [config["seed"] for config in configs] == [5, 6]
@@ -172,7 +172,7 @@ def test_several_runs_differ_by_seed_and_are_summed_up(quick, tmp_path):
     assert all((tmp_path / f"several/run-{k}/last.pt").exists() for k in (1, 2))
 
 
-def test_several_runs_go_on_with_the_one_that_was_interrupted(quick, tmp_path, monkeypatch):
+def test_several_runs_go_on_with_the_one_that_was_interrupted(small_network, quick, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted_after(3, patch)  # in the second epoch of the second run
         with pytest.raises(KeyboardInterrupt):
@@ -183,13 +183,13 @@ def test_several_runs_go_on_with_the_one_that_was_interrupted(quick, tmp_path, m
     assert len(rows(tmp_path / "several/run-2")) == 2
 
 
-def test_the_same_seed_gives_the_same_run(quick, tmp_path):
+def test_the_same_seed_gives_the_same_run(small_network, quick, tmp_path):
     for name in ("a", "b"):
         train(quick(out=str(tmp_path), name=name, epochs=1, deterministic=True), log=silent)
     assert [*map(without_times, rows(tmp_path / "a"))] == [*map(without_times, rows(tmp_path / "b"))]
 
 
-def test_a_held_out_split_chooses_the_best_checkpoint(quick, tmp_path):
+def test_a_held_out_split_chooses_the_best_checkpoint(small_network, quick, tmp_path):
     train(quick(out=str(tmp_path), name="a", val_split=8, epochs=3), log=silent)
     history = rows(tmp_path / "a")
     accuracies = [row["val_accuracy"] for row in history]
@@ -198,7 +198,7 @@ def test_a_held_out_split_chooses_the_best_checkpoint(quick, tmp_path):
     assert best["epoch"] == accuracies.index(max(accuracies)) + 1
 
 
-def test_epochs_without_a_test_are_null_but_never_the_last(quick, tmp_path):
+def test_epochs_without_a_test_are_null_but_never_the_last(small_network, quick, tmp_path):
     train(quick(out=str(tmp_path), name="a", epochs=3, eval_every=2), log=silent)
     accuracies = [row["test_accuracy"] for row in rows(tmp_path / "a")]
     assert accuracies[0] is None
@@ -206,7 +206,7 @@ def test_epochs_without_a_test_are_null_but_never_the_last(quick, tmp_path):
     assert accuracies[2] is not None
 
 
-def test_find_lr_trains_at_the_rates_it_found(quick, tmp_path):
+def test_find_lr_trains_at_the_rates_it_found(small_network, quick, tmp_path):
     train(quick(out=str(tmp_path), name="a", lr_max=None, find_lr=True, epochs=1), log=silent)
     config = json.loads((tmp_path / "a/config.json").read_text())
     found = json.loads((tmp_path / "a/lrfind.json").read_text())["suggestion"]
@@ -214,11 +214,11 @@ def test_find_lr_trains_at_the_rates_it_found(quick, tmp_path):
     assert (tmp_path / "a/lrfind.png").exists()
 
 
-def test_every_way_of_changing_the_recipe_runs(quick, tmp_path):
+def test_every_way_of_changing_the_recipe_runs(small_network, quick, tmp_path):
     options = quick(
         out=str(tmp_path),
         name="a",
-        epochs=1,
+        epochs=2,
         amp=True,
         amp_dtype="bf16",
         dropout=0.2,
@@ -237,7 +237,7 @@ def test_every_way_of_changing_the_recipe_runs(quick, tmp_path):
     assert summary["precision"] == "bf16"
 
 
-def test_without_matplotlib_a_run_says_so_and_draws_the_grids(quick, tmp_path, monkeypatch):
+def test_without_matplotlib_a_run_says_so_and_draws_the_grids(small_network, quick, tmp_path, monkeypatch):
     monkeypatch.setattr("fast_cifar.plots.matplotlib_available", lambda: False)
     lines = []
     train(quick(out=str(tmp_path), name="a", epochs=1), log=lines.append)
@@ -246,7 +246,7 @@ def test_without_matplotlib_a_run_says_so_and_draws_the_grids(quick, tmp_path, m
     assert not (tmp_path / "a/curves.png").exists()
 
 
-def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(quick, tmp_path, monkeypatch):
+def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(small_network, quick, tmp_path, monkeypatch):
     def train_epoch(step, loader, scheduler, **keywords):
         result = engine.train_epoch(step, loader, scheduler, **keywords)
         return result if loader.epoch == 0 else engine.EpochResult(float("nan"), 0.1, result.images, result.seconds)
@@ -271,7 +271,7 @@ def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(qui
         {"epochs": 0},
     ],
 )
-def test_a_refused_run_leaves_no_folder(quick, tmp_path, bad):
+def test_a_refused_run_leaves_no_folder(small_network, quick, tmp_path, bad):
     with pytest.raises(UserError):
         train(quick(out=str(tmp_path / "runs"), name="a", **bad), log=silent)
     assert not (tmp_path / "runs").exists()
@@ -284,7 +284,7 @@ def test_an_existing_run_is_not_touched(run, quick):
     assert {path: path.read_bytes() for path in run[0].iterdir()} == before
 
 
-def test_resuming_on_other_classes_is_refused(quick, tmp_path, monkeypatch):
+def test_resuming_on_other_classes_is_refused(small_network, quick, tmp_path, monkeypatch):
     from tests.conftest import write_class_folder
 
     with monkeypatch.context() as patch:
@@ -296,7 +296,7 @@ def test_resuming_on_other_classes_is_refused(quick, tmp_path, monkeypatch):
         train(TrainOptions(resume=str(tmp_path / "a"), data=str(other)), log=silent)
 
 
-def test_global_switches_and_randomness_are_left_alone(quick, tmp_path):
+def test_global_switches_and_randomness_are_left_alone(small_network, quick, tmp_path):
     before = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
     train(quick(out=str(tmp_path), name="a", epochs=1, deterministic=True, seed=3), log=silent)
     assert torch.equal(torch.get_rng_state(), before[0])
