@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from fast_cifar.command_line import Parser
 from fast_cifar.runtime import describe_device, synchronize
 
 
@@ -75,9 +76,7 @@ def interleave(
 
 def arguments(manual: str) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has; `manual` is the script's docstring."""
-    parser = argparse.ArgumentParser(
-        description=manual, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
     parser.add_argument("--quick", action="store_true", help="a smoke run: little data, few repeats, rough numbers")

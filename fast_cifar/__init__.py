@@ -1,7 +1,7 @@
 """fast_cifar: a small, fast and honest CIFAR trainer.
 
-    from fast_cifar import TrainOptions, train
-    summary = train(TrainOptions(data="synthetic", epochs=5, limit_train=1600, batch_size=32, lr_max=0.004))
+from fast_cifar import TrainOptions, train
+summary = train(TrainOptions(data="synthetic", epochs=5, limit_train=1600, batch_size=32, lr_max=0.004))
 """
 
 from __future__ import annotations

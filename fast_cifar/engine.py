@@ -158,7 +158,9 @@ class Evaluation:
         return self.correct / self.count
 
 
-def evaluate(model: nn.Module, loader: Batches, precision: Precision, *, tta: bool = False, title: str = "") -> Evaluation:
+def evaluate(
+    model: nn.Module, loader: Batches, precision: Precision, *, tta: bool = False, title: str = ""
+) -> Evaluation:
     """Answers every image of `loader` with the network in evaluation mode; its training flag is as before afterwards.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from fast_cifar.errors import UserError
 
 SIZE = 32  # pixels: the pictures the network takes
-DEFAULT_LR_MAX = 0.01
+DEFAULT_LR_MAX = 0.003
 LR_MIN_DIVISOR = 100  # LRMIN, where it is not given, is LRMAX over this
 
 # What may change when a run is resumed: the machine, not the recipe.
@@ -61,19 +61,29 @@ class CommonOptions:
         action="append",
     )
     resize: bool = option("data", False, "scale the pictures of a folder that are not 32x32")
-    limit_train: int | None = option("data", None, "train on N images, class-balanced, the same for every seed", metavar="N")
+    limit_train: int | None = option(
+        "data", None, "train on N images, class-balanced, the same for every seed", metavar="N"
+    )
     limit_test: int | None = option("data", None, "test on N images, class-balanced", metavar="N")
     val_split: int | None = option(
         "data", None, "hold N training images out, class-balanced; they choose best.pt instead of the test", metavar="N"
     )
     batch_size: int = option("data", 512, "images per optimiser step", metavar="N")
-    padding: int = option("augmentation", 4, "pixels added around a picture before the random crop; 0: no crop", metavar="PIXELS")
-    pad_mode: str = option("augmentation", "zeros", "what they show: black, or the picture mirrored", choices=("zeros", "reflect"))
+    padding: int = option(
+        "augmentation", 4, "pixels added around a picture before the random crop; 0: no crop", metavar="PIXELS"
+    )
+    pad_mode: str = option(
+        "augmentation", "zeros", "what they show: black, or the picture mirrored", choices=("zeros", "reflect")
+    )
     cutout: int = option("augmentation", 8, "side of the square that is blanked; 0: no cutout", metavar="PIXELS")
     flip: bool = option("augmentation", True, "never mirror a picture")
     weight_decay: float = option("recipe", 0.0, "decoupled weight decay (AdamW); 0 is plain Adam", metavar="RATE")
-    label_smoothing: float = option("recipe", 0.0, "share of the target spread over all classes, in [0, 1)", metavar="SHARE")
-    dropout: float = option("recipe", 0.0, "probability of zeroing a feature before the last layer, in [0, 1)", metavar="P")
+    label_smoothing: float = option(
+        "recipe", 0.0, "share of the target spread over all classes, in [0, 1)", metavar="SHARE"
+    )
+    dropout: float = option(
+        "recipe", 0.0, "probability of zeroing a feature before the last layer, in [0, 1)", metavar="P"
+    )
     seed: int = option("recipe", 0, "seeds the initial weights and every draw", metavar="N")
     amp: bool = option("machine", False, "mixed precision: faster where the hardware has bf16 or fp16", switch=True)
     amp_dtype: str = option(
@@ -82,7 +92,9 @@ class CommonOptions:
         "auto takes bf16 where it is native, fp16 on other CUDA cards, and plain fp32 elsewhere",
         choices=("auto", "bf16", "fp16"),
     )
-    compile: bool = option("machine", False, "torch.compile network and augmentation (needs a C++ compiler)", switch=True)
+    compile: bool = option(
+        "machine", False, "torch.compile network and augmentation (needs a C++ compiler)", switch=True
+    )
     device: str = option("machine", "auto", "auto, cpu, cuda, cuda:N or mps")
     channels_last: bool = option("machine", True, "keep the network in NCHW memory order (slower)")
     deterministic: bool = option("machine", False, "use only algorithms that repeat bit for bit (slower)")
@@ -153,7 +165,10 @@ class TrainOptions(CommonOptions):
         "recipe", None, "the epoch that ends at LRMAX (default: epochs x 5/24, at least 1)", metavar="N"
     )
     lr_max: float | None = option(
-        "recipe", None, f"LRMAX, the peak of the cycle (default {DEFAULT_LR_MAX}; run_lrfind.py measures it)", metavar="RATE"
+        "recipe",
+        None,
+        f"LRMAX, the peak of the cycle (default {DEFAULT_LR_MAX}; run_lrfind.py measures it)",
+        metavar="RATE",
     )
     lr_min: float | None = option(
         "recipe", None, f"LRMIN, where the cycle starts and ends (default: LRMAX / {LR_MIN_DIVISOR})", metavar="RATE"
@@ -163,12 +178,16 @@ class TrainOptions(CommonOptions):
         "recipe", None, "train N times, with seeds SEED, SEED+1, ..., and report mean and spread", metavar="N"
     )
     eval_every: int = option("output", 1, "test every N epochs; the last one always", metavar="N")
-    tta: bool = option("output", False, "test-time augmentation: average the answers for a picture and its mirror image")
+    tta: bool = option(
+        "output", False, "test-time augmentation: average the answers for a picture and its mirror image"
+    )
     resume: str | None = option("what to do", None, "go on with an interrupted run", metavar="RUN_FOLDER")
     eval_only: str | None = option("what to do", None, "test a checkpoint and stop", metavar="CHECKPOINT")
     summary: bool = option("what to do", False, "print the network layer by layer and stop")
     demo: bool = option(
-        "what to do", False, "the whole thing in two minutes without a download: fewer epochs on fewer, synthetic pictures"
+        "what to do",
+        False,
+        "the whole thing in two minutes without a download: fewer epochs on fewer, synthetic pictures",
     )
 
     def check(self) -> None:
@@ -209,7 +228,9 @@ class TrainOptions(CommonOptions):
         for name in sorted(self.explicit - MACHINE - {"resume"}):
             mine, theirs = _plain(getattr(self, name)), saved.get(name)
             if mine != theirs:
-                raise UserError(f"{flag_of(name)}: the run was started with {theirs}, not {mine}; leave it out to go on")
+                raise UserError(
+                    f"{flag_of(name)}: the run was started with {theirs}, not {mine}; leave it out to go on"
+                )
         known = {f.name for f in _options(self)} - {"resume"} - (self.explicit & MACHINE)
         kept = {name: value for name, value in saved.items() if name in known}
         return self.replace(**kept | {"mirror": tuple(kept.get("mirror", self.mirror))})

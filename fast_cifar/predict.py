@@ -46,9 +46,7 @@ def predict(path: str | Path, images: Sequence[str | Path], device: str = "auto"
     pictures = torch.stack([torch.from_numpy(read_image(image, resize=True)) for image in images])
     unknown = torch.zeros(len(pictures), dtype=torch.int64)
     mean, std = contents["mean"], contents["std"]
-    loader = DeviceLoader(
-        pictures, unknown, min(512, len(pictures)), train=False, device=place, mean=mean, std=std
-    )
+    loader = DeviceLoader(pictures, unknown, min(512, len(pictures)), train=False, device=place, mean=mean, std=std)
     evaluation = evaluate(model, loader, resolve_precision(place, amp=False, amp_dtype="auto"))
     return contents["classes"], probabilities(evaluation.logits).cpu()
 

@@ -31,7 +31,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"cannot make the run folder {path}: {error.strerror}; choose another with --out") from error
+            raise UserError(
+                f"cannot make the run folder {path}: {error.strerror}; choose another with --out"
+            ) from error
         return cls(path)
 
     @classmethod

@@ -31,7 +31,7 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """"fp32", "bf16" or "fp16"."""
+        """ "fp32", "bf16" or "fp16"."""
         return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 
     @property
@@ -60,7 +60,9 @@ def resolve_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
     if not _is_present(device):
-        raise UserError(f"this machine has no device {name!r} that torch {torch.__version__} can use; try --device auto")
+        raise UserError(
+            f"this machine has no device {name!r} that torch {torch.__version__} can use; try --device auto"
+        )
     return device
 
 
@@ -111,7 +113,9 @@ def check_compiler() -> None:
     default = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
     compiler = os.environ.get("CXX", default)
     if shutil.which(compiler) is None:
-        raise UserError(f"--compile needs a C++ compiler and {compiler!r} is not on the PATH; install it or leave --compile out")
+        raise UserError(
+            f"--compile needs a C++ compiler and {compiler!r} is not on the PATH; install it or leave --compile out"
+        )
 
 
 def describe_device(device: torch.device) -> str:

@@ -27,7 +27,9 @@ def preserved(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     gradients = [(p, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
     training = [(module, module.training) for module in model.modules()]
     state = {p: {key: _frozen(value) for key, value in entry.items()} for p, entry in optimizer.state.items()}
-    groups = [{key: _frozen(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = [
+        {key: _frozen(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
     random_state = _random_state()
     try:
         yield

@@ -157,7 +157,9 @@ class _Run:
         started = time.perf_counter()
         first = self.epoch
         evaluation = None
-        with tqdm(total=options.epochs, initial=first, desc="epochs", unit="epoch", disable=None, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=options.epochs, initial=first, desc="epochs", unit="epoch", disable=None, dynamic_ncols=True
+        ) as bar:
             for epoch in range(first + 1, options.epochs + 1):
                 evaluation = self._one_epoch(epoch)
                 pace = (time.perf_counter() - started) / (epoch - first)

@@ -46,7 +46,7 @@ class SmallNetwork(nn.Module):
         return self.layers(images)
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_network(monkeypatch):
     for module in ("assembly", "checkpoint"):
         monkeypatch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)

@@ -28,7 +28,7 @@ def model():
     return CustomResNet()
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(tmp_path, model):
     checkpoint.save(tmp_path / "last.pt", contents(model))
     return tmp_path / "last.pt"

@@ -8,13 +8,56 @@ from fast_cifar.command_line import parse
 from fast_cifar.errors import UserError
 from fast_cifar.options import RangeTestOptions, TrainOptions
 
-CONTRACT_TRAIN = (
-    "--data --data-dir --mirror --resize --epochs --peak-epoch --batch-size --lr-max --lr-min --find-lr --weight-decay "
-    "--label-smoothing --dropout --padding --pad-mode --cutout --no-flip --amp --amp-dtype --compile --device "
-    "--no-channels-last --deterministic --seed --runs --val-split --limit-train --limit-test --eval-every --tta --out "
-    "--name --resume --eval-only --summary --demo"
-).split()
-CONTRACT_LRFIND = "--data --batch-size --amp --device --weight-decay --out --name --lr-start --lr-end --iters".split()
+CONTRACT_TRAIN = [
+    "--data",
+    "--data-dir",
+    "--mirror",
+    "--resize",
+    "--epochs",
+    "--peak-epoch",
+    "--batch-size",
+    "--lr-max",
+    "--lr-min",
+    "--find-lr",
+    "--weight-decay",
+    "--label-smoothing",
+    "--dropout",
+    "--padding",
+    "--pad-mode",
+    "--cutout",
+    "--no-flip",
+    "--amp",
+    "--amp-dtype",
+    "--compile",
+    "--device",
+    "--no-channels-last",
+    "--deterministic",
+    "--seed",
+    "--runs",
+    "--val-split",
+    "--limit-train",
+    "--limit-test",
+    "--eval-every",
+    "--tta",
+    "--out",
+    "--name",
+    "--resume",
+    "--eval-only",
+    "--summary",
+    "--demo",
+]
+CONTRACT_LRFIND = [
+    "--data",
+    "--batch-size",
+    "--amp",
+    "--device",
+    "--weight-decay",
+    "--out",
+    "--name",
+    "--lr-start",
+    "--lr-end",
+    "--iters",
+]
 
 
 def test_no_arguments_give_the_defaults():

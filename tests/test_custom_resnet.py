@@ -8,12 +8,12 @@ from torch import nn
 from fast_cifar.custom_resnet import CustomResNet, parameter_count, probabilities
 
 
-@pytest.fixture()
+@pytest.fixture
 def images():
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture()
+@pytest.fixture
 def model():
     torch.manual_seed(0)
     return CustomResNet().eval()
@@ -79,9 +79,7 @@ def test_dropout_zeroes_features_when_training(images):
 def test_channels_last_computes_the_same(model, images):
     other = CustomResNet().eval().to(memory_format=torch.channels_last)
     other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(
-        other(images.to(memory_format=torch.channels_last)), model(images), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(other(images.to(memory_format=torch.channels_last)), model(images), rtol=1e-4, atol=1e-4)
 
 
 def test_every_parameter_gets_a_gradient(images):

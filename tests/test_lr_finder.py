@@ -29,7 +29,7 @@ def network(dropout=0.1):
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def loader():
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 2, 128))
@@ -38,7 +38,7 @@ def loader():
     return DeviceLoader(torch.from_numpy(images), labels, 16, train=True, device="cpu")
 
 
-@pytest.fixture()
+@pytest.fixture
 def pair():
     model = network()
     return model, make_optimizer(model, 0.01)
@@ -127,7 +127,7 @@ def test_the_suggestion_is_five_floats_in_order(pair, loader):
     assert 0 < found.lr_min < found.lr_max
 
 
-@pytest.fixture()
+@pytest.fixture
 def options(class_folder, tmp_path):
     return RangeTestOptions(
         data=str(class_folder),

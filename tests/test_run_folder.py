@@ -8,7 +8,7 @@ from fast_cifar.errors import UserError
 from fast_cifar.run_folder import RunFolder, new_path
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path):
     return RunFolder.create(tmp_path / "runs" / "a")
 
@@ -72,7 +72,8 @@ def test_there_is_no_summary_before_the_end(folder):
 
 
 @pytest.mark.parametrize(
-    ("data", "start"), [("cifar10", "cifar10-"), ("/x/pets", "pets-"), ("/x/cifar-10-python.tar.gz", "cifar-10-python-")]
+    ("data", "start"),
+    [("cifar10", "cifar10-"), ("/x/pets", "pets-"), ("/x/cifar-10-python.tar.gz", "cifar-10-python-")],
 )
 def test_a_run_without_a_name_is_called_after_its_data(data, start):
     assert new_path("runs", None, data).name.startswith(start)

@@ -59,7 +59,9 @@ def test_every_picture_can_be_opened(run):
 def test_the_summary_is_returned_and_written(run):
     folder, summary, _ = run
     assert json.loads((folder / "summary.json").read_text()) == summary
-    promised = "test_accuracy best_test_accuracy train_accuracy seconds images_per_second compile_seconds dataset device"
+    promised = (
+        "test_accuracy best_test_accuracy train_accuracy seconds images_per_second compile_seconds dataset device"
+    )
     assert {*promised.split(), "torch", "parameters"} <= summary.keys()
     assert 0 <= summary["test_accuracy"] <= summary["best_test_accuracy"] <= 1
 
@@ -67,7 +69,7 @@ def test_the_summary_is_returned_and_written(run):
 def test_there_is_one_history_line_an_epoch(run):
     history = rows(run[0])
     assert [row["epoch"] for row in history] == [1, 2, 3]
-    keys = "epoch lr train_loss train_accuracy test_loss test_accuracy images_per_second seconds".split()
+    keys = ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "images_per_second", "seconds"]
     assert all(set(keys) <= row.keys() for row in history)
     assert history[-1]["test_accuracy"] == run[1]["test_accuracy"]
 
@@ -246,7 +248,9 @@ def test_without_matplotlib_a_run_says_so_and_draws_the_grids(small_network, qui
     assert not (tmp_path / "a/curves.png").exists()
 
 
-def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(small_network, quick, tmp_path, monkeypatch):
+def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(
+    small_network, quick, tmp_path, monkeypatch
+):
     def train_epoch(step, loader, scheduler, **keywords):
         result = engine.train_epoch(step, loader, scheduler, **keywords)
         return result if loader.epoch == 0 else engine.EpochResult(float("nan"), 0.1, result.images, result.seconds)
