@@ -4,13 +4,13 @@
     python -m bench.training --quick             # a smoke run
     python -m bench.training --batch-size 128 --json out.json
 
-The network, loss and optimiser of the recipe: fp32 in NCHW, then channels_last, then mixed precision (what `--amp` takes
-on this device), then torch.compile. These are fed one fixed batch again and again, which no loader can beat. The last
-rungs are fed by `DeviceLoader`, augmentation included, as in `run_train.py`: what is left of the fixed batch's rate is
-what the data cost.
+The network, loss and optimiser of the recipe: fp32 in NCHW, then channels_last, then mixed precision (what `--amp`
+takes on this device), then torch.compile. These are fed one fixed batch again and again, which no loader can beat. A
+rung that says `loader` is fed by `DeviceLoader`, augmentation included, as in `run_train.py`: what it keeps of the
+fixed batch's rate is what the data leave of it.
 
-The rungs take turns; the table shows the median of the repeats and their range. Warm-up, compilation included, is not in
-the rates and has a column of its own.
+The rungs take turns; the table shows the median of the repeats and their range. Warm-up, compilation included, is not
+in the rates and has a column of its own.
 """
 
 from __future__ import annotations

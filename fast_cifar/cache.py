@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 import torch
 
 from fast_cifar.errors import UserError
+from fast_cifar.files import atomic_write
 from fast_cifar.splits import Dataset, Split
 
 FORMAT = "fast_cifar data 1"
@@ -32,20 +32,15 @@ def load(path: Path, key: str) -> Dataset | None:
 
 
 def save(path: Path, key: str, dataset: Dataset) -> None:
-    """Writes a data set under a temporary name and renames it, so that no other process ever reads a part of it.
+    """Keeps a data set for `load`; no other process ever reads a part of it.
 
     Raises:
         UserError: the folder cannot be made or written to.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                torch.save({"format": FORMAT, "key": key, **_contents(dataset)}, file)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            torch.save({"format": FORMAT, "key": key, **_contents(dataset)}, file)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch.save
         reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
         raise UserError(f"cannot write {path} ({reason}); mend that or give another --data-dir") from error

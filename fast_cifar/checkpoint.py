@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.errors import UserError
+from fast_cifar.files import atomic_write
 
 FORMAT = "fast_cifar checkpoint 1"
 NETWORK = "CustomResNet"
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` only when the block ends well.
-
-    It is written beside `path` under a temporary name, flushed to the disk and renamed; if the block raises, `path` is
-    as it was and the temporary file is gone.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:

@@ -56,14 +56,13 @@ def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], s
 
 def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
     """The result of one run: the last epoch's accuracy is the headline."""
-    lines = [
+    return [
         f"test accuracy {summary['test_accuracy']:.2%} after the last epoch "
         f"(best {summary['best_test_accuracy']:.2%}, training {summary['train_accuracy']:.2%})",
         f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec"
         + (f", {summary['compile_seconds']:.0f} s to compile" if summary["compile_seconds"] else ""),
         f"everything is in {folder}",
     ]
-    return lines
 
 
 def several_line(summary: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ class TrainStep:
         return loss.detach(), correct, self.scaler.get_scale() >= scale
 
     def warm_up(self, inputs: Tensor, labels: Tensor) -> float:
-        """Compiles, and lets kernels be chosen, on a throw-away batch; model, optimiser and randomness stay as they were.
+        """Compiles and lets kernels be chosen, on a throw-away batch; model, optimiser and randomness are as before.
 
         Returns:
             The seconds it took.
@@ -142,7 +142,7 @@ def train_epoch(step: TrainStep, loader: Batches, scheduler: LRScheduler, *, tit
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a network did on a set: mean cross-entropy, correct answers, and logits float32 [N, classes] with labels [N]."""
+    """How a network did on N images: mean cross-entropy, correct answers, logits float32 [N, classes], labels [N]."""
 
     loss: float
     correct: int

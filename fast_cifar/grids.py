@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
+
+from fast_cifar.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,14 +109,9 @@ def augmented(path: str | Path, originals: Tensor, views: Tensor, names: Sequenc
 
 
 def write_png(path: str | Path, image: Image.Image) -> None:
-    """Writes a PNG under a temporary name beside `path`, then renames it: there is a whole picture or none."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a PNG: there is a whole picture or none."""
+    with atomic_write(path) as file:
+        image.save(file, format="PNG")
 
 
 def plain(name: str) -> str:

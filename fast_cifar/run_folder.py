@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fast_cifar.checkpoint import atomic_write
 from fast_cifar.errors import UserError
+from fast_cifar.files import atomic_write
 
 
 class RunFolder:

@@ -6,9 +6,8 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ContextManager
 
 import torch
 
@@ -21,7 +20,7 @@ class Precision:
 
     Attributes:
         device_type: "cpu", "cuda" or "mps".
-        dtype: float32, bfloat16 or float16; below float32 the weights stay in float32 and autocast chooses per operator.
+        dtype: float32, bfloat16 or float16; in the last two autocast chooses per operator, and weights stay in float32.
         note: one line for the user when AMP was asked for and is not to be had; otherwise None.
     """
 
@@ -39,7 +38,7 @@ class Precision:
         """True for float16, whose small gradients would vanish without a `GradScaler`."""
         return self.dtype == torch.float16
 
-    def autocast(self) -> ContextManager[None]:
+    def autocast(self) -> AbstractContextManager[None]:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)

@@ -10,7 +10,7 @@ def one_cycle(total_steps: int, peak_step: int, lr_min: float, lr_max: float) ->
     """Learning-rate multiplier of one linear cycle, for `torch.optim.lr_scheduler.LambdaLR`.
 
     The rate climbs from `lr_min` at step 0 to `lr_max` at `peak_step`, and returns to `lr_min` at the last step,
-    `total_steps - 1`. There is no annihilation phase: it never falls below `lr_min`, and a step past the end stays there.
+    `total_steps - 1`. There is no annihilation phase: it never falls below `lr_min`, and stays there past the end.
 
     Args:
         total_steps: optimiser steps in the run, at least 3.

@@ -176,7 +176,7 @@ class _Run:
         return self.step.warm_up(inputs, labels)
 
     def _one_epoch(self, epoch: int) -> Evaluation | None:
-        """Trains, evaluates, writes history and checkpoints; returns the evaluation on the test split, if there was one."""
+        """Trains, evaluates, writes history and checkpoints; returns the evaluation on the test split, if any."""
         options = self.options
         self.loader.set_epoch(epoch - 1)
         result = train_epoch(self.step, self.loader, self.scheduler, title=f"epoch {epoch}/{options.epochs}")

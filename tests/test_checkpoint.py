@@ -49,20 +49,6 @@ def test_the_same_contents_give_the_same_bytes(saved, tmp_path, model):
     assert (tmp_path / "other.pt").read_bytes() == saved.read_bytes()
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved):
-    before = saved.read_bytes()
-
-    def fail():
-        with checkpoint.atomic_write(saved) as file:
-            file.write(b"half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fail()
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
-
-
 def write(path, data):
     path.write_bytes(data)
     return path
