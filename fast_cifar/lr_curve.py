@@ -11,6 +11,7 @@ FEWEST_POINTS = 10  # with fewer, a curve says nothing
 WINDOW = 5  # steps of the running median: a spike of two is not seen
 SPREAD = 2.0  # steps, standard deviation of the Gaussian
 BASIN = 0.05  # share of the whole fall within which the loss counts as lowest
+LEAST_FALL = 0.02  # share of the lowest loss
 ONSET = 0.1  # share of the whole fall at which the loss counts as falling
 
 
@@ -33,12 +34,11 @@ class Suggestion:
 
 
 def smooth(losses: Sequence[float]) -> np.ndarray:
-    """A running median, deaf to single spikes, then a Gaussian; float64, as long as `losses`, of which there are 10 at
-    least."""
+    """A running median, deaf to single spikes, then a Gaussian; float64, as long as `losses`."""
     values = np.asarray(losses, dtype=np.float64)
     steps = np.arange(len(values))
-    begins = np.clip(steps - WINDOW // 2, 0, len(values) - WINDOW)  # the windows at the ends are whole ones too
-    medians = np.array([np.median(values[begin : begin + WINDOW]) for begin in begins])
+    last_begin = max(0, len(values) - WINDOW)  # the windows at the ends are whole ones too
+    medians = np.array([np.median(values[i : i + WINDOW]) for i in np.clip(steps - WINDOW // 2, 0, last_begin)])
     weights = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / SPREAD) ** 2)
     return (weights @ medians) / weights.sum(axis=1)
 
@@ -53,7 +53,14 @@ def has_diverged(losses: Sequence[float]) -> bool:
     return bool(medians[-1] - best > max(best, (medians[0] - best) / 2))
 
 
-def suggest(lrs: Sequence[float], smoothed: np.ndarray) -> Suggestion | None:
+def has_fallen(smoothed: np.ndarray) -> bool:
+    """Whether the loss fell, before its minimum, by a share that is more than noise. Where it did not, a suggestion is
+    meaningless."""
+    lowest = int(smoothed.argmin())
+    return lowest >= 2 and smoothed[: lowest + 1].max() > (1 + LEAST_FALL) * smoothed[lowest]
+
+
+def suggest(lrs: Sequence[float], smoothed: np.ndarray) -> Suggestion:
     """Reads the suggestion off a smoothed curve.
 
     LRMAX is the middle, on a logarithmic scale, of the basin around the minimum: within it the loss is as low as it
@@ -61,22 +68,17 @@ def suggest(lrs: Sequence[float], smoothed: np.ndarray) -> Suggestion | None:
     most a tenth of LRMAX.
 
     Args:
-        lrs: rising learning rates.
+        lrs: at least 2 rising learning rates.
         smoothed: the loss at each of them.
-
-    Returns:
-        None when the loss never fell.
     """
     log_lrs = np.log(np.asarray(lrs))
     lowest = int(smoothed.argmin())
-    fall = smoothed[: lowest + 1].max() - smoothed[lowest]
-    if lowest < 2 or fall <= 0.02 * smoothed[lowest]:
-        return None
     top = int(smoothed[: lowest + 1].argmax())
-    inside = smoothed <= smoothed[lowest] + BASIN * fall
-    left = lowest - int(np.argmin(inside[lowest::-1]))
-    right = lowest + (int(np.argmin(inside[lowest:])) or len(smoothed) - lowest)
-    lr_max = float(np.exp((log_lrs[left + 1] + log_lrs[right - 1]) / 2))
+    fall = smoothed[top] - smoothed[lowest]
+    outside = np.flatnonzero(smoothed > smoothed[lowest] + BASIN * fall)
+    left = outside[outside < lowest].max(initial=-1) + 1
+    right = outside[outside > lowest].min(initial=len(smoothed)) - 1
+    lr_max = float(np.exp((log_lrs[left] + log_lrs[right]) / 2))
     onset = top + int(np.argmax(smoothed[top:] < smoothed[top] - ONSET * fall))
     slopes = np.gradient(smoothed, log_lrs)
     return Suggestion(

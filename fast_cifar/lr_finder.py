@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from fast_cifar import plots
 from fast_cifar.assembly import Workspace, assemble
 from fast_cifar.engine import Batches, TrainStep
 from fast_cifar.errors import UserError
-from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, has_diverged, smooth, suggest
+from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, has_diverged, has_fallen, smooth, suggest
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.run_folder import RunFolder, new_path, refuse_existing
 from fast_cifar.runtime import describe_device, reproducible, resolve_precision
@@ -59,17 +60,15 @@ def range_test(
         model, optimizer: on the device to use; the optimiser's own learning rate does not matter.
         loader: yields (inputs, labels); they are moved to the model's device where they are elsewhere.
         lr_start, lr_end: 0 < lr_start < lr_end.
-        iters: steps at most, at least 10; a loss that diverges ends the sweep sooner.
+        iters: steps at most, at least 2; a loss that diverges ends the sweep sooner.
         amp, amp_dtype, label_smoothing, compile: as in training.
 
     Raises:
         ValueError: the rates or `iters` are out of range.
-        UserError: the loss diverged at once or never fell, so there is nothing to suggest.
+        UserError: the loss diverged at once.
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
     """
-    if iters < FEWEST_POINTS:
-        raise ValueError(f"iters must be at least {FEWEST_POINTS}, not {iters}")
     multiplier = exponential_sweep(iters, lr_start, lr_end)
     device = next(model.parameters()).device
     precision = resolve_precision(device, amp, amp_dtype)
@@ -88,37 +87,22 @@ def range_test(
             losses.append(loss)
             if has_diverged(losses):
                 break
-    return analyse(lrs, losses)
-
-
-def analyse(lrs: list[float], losses: list[float]) -> RangeTest:
-    """Smooths the curve of a sweep and reads the suggestion off it.
-
-    Args:
-        lrs: rising learning rates.
-        losses: the loss at each of them, all finite.
-
-    Raises:
-        UserError: fewer than 10 points, or a loss that never fell.
-    """
-    if len(lrs) < FEWEST_POINTS:
-        raise UserError(f"range test: the loss diverged after {len(lrs)} steps; start lower with --lr-start")
+    if len(lrs) < 2:
+        raise UserError(f"range test: the loss diverged at once, at {lr_start:g}; start lower with --lr-start")
     smoothed = smooth(losses)
-    suggestion = suggest(lrs, smoothed)
-    if suggestion is None:
-        raise UserError(
-            f"range test: the loss never fell between {lrs[0]:.3g} and {lrs[-1]:.3g}; "
-            "widen the sweep with --lr-start and --lr-end, or give it more --iters"
-        )
-    return RangeTest(lrs, losses, smoothed.tolist(), suggestion)
+    return RangeTest(lrs, losses, smoothed.tolist(), suggest(lrs, smoothed))
 
 
 def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RangeTest:
-    """A range test of a new network on the training split of `workspace`, with `test`'s rates and number of steps."""
+    """A range test of a new network on the training split of `workspace`, with `test`'s rates and number of steps.
+
+    Raises:
+        UserError: the loss diverged at once or never fell, so that the suggestion would mean nothing.
+    """
     options = workspace.options
     with reproducible(seed, workspace.device, deterministic=options.deterministic):
         model = workspace.network()
-        return range_test(
+        result = range_test(
             model,
             workspace.optimizer(model, test.lr_end),
             workspace.train_loader(seed),
@@ -130,6 +114,14 @@ def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RangeTest:
             label_smoothing=options.label_smoothing,
             compile=options.compile,
         )
+    if len(result.lrs) < FEWEST_POINTS:
+        raise UserError(f"range test: the loss diverged after {len(result.lrs)} steps; start lower with --lr-start")
+    if not has_fallen(np.asarray(result.smoothed)):
+        raise UserError(
+            f"range test: the loss never fell between {result.lrs[0]:.3g} and {result.lrs[-1]:.3g}; "
+            "widen the sweep with --lr-start and --lr-end, or give it more --iters"
+        )
+    return result
 
 
 def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.write) -> RangeTest:

@@ -195,7 +195,7 @@ def test_a_failed_write_keeps_the_old_picture_and_leaves_no_other_file(tmp_path,
     before = path.read_bytes()
 
     def half_a_picture(self, file, **_):
-        Path(file).write_bytes(before[:100])
+        file.write(before[:100])
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", half_a_picture)

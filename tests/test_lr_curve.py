@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fast_cifar.lr_curve import has_diverged, smooth, suggest
+from fast_cifar.lr_curve import has_diverged, has_fallen, smooth, suggest
 
 LRS = np.geomspace(1e-6, 1.0, 118)
 
@@ -61,8 +61,18 @@ def test_a_later_explosion_means_a_higher_lr_max():
 
 
 def test_a_loss_that_never_falls_suggests_nothing():
-    assert read(np.linspace(2.3, 9.0, 118)) is None
-    assert read(np.full(118, 2.3)) is None
+    assert not has_fallen(smooth(np.linspace(2.3, 9.0, 118)))
+    assert not has_fallen(smooth(np.full(118, 2.3)))
+
+
+def test_a_fall_is_seen_through_noise():
+    assert has_fallen(smooth(curve(noise=0.1)))
+
+
+@pytest.mark.parametrize("losses", [[2.3, 2.2], [2.3] * 5, [2.3, 9.0, 9.0], [2.0, 3.0, 1.0, 4.0]])
+def test_the_shortest_curves_can_be_read(losses):
+    found = suggest(np.geomspace(1e-3, 1e-1, len(losses)), smooth(losses))
+    assert 0 < found.lr_min < found.lr_max <= 0.1 * (1 + 1e-9)
 
 
 def test_a_loss_that_only_falls_is_read_to_its_end():

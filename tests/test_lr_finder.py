@@ -10,7 +10,7 @@ from torch import nn
 from fast_cifar.engine import TrainStep, make_optimizer
 from fast_cifar.errors import UserError
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.lr_finder import analyse, find_lr, next_command, range_test
+from fast_cifar.lr_finder import find_lr, next_command, range_test
 from fast_cifar.options import RangeTestOptions
 from fast_cifar.runtime import Precision
 from tests.test_snapshot import flat
@@ -106,19 +106,38 @@ def test_it_takes_batches_of_an_ordinary_data_loader(pair, loader):
     assert len(range_test(*pair, torch.utils.data.DataLoader(data, batch_size=8), iters=30, lr_end=0.01).lrs) == 30
 
 
-def test_a_sweep_of_fewer_than_10_steps_is_refused(pair, loader):
+def test_a_sweep_of_one_step_is_refused(pair, loader):
     with pytest.raises(ValueError, match="iters"):
-        range_test(*pair, loader, iters=9)
+        range_test(*pair, loader, iters=1)
 
 
-def test_a_loss_that_diverges_at_once_is_said_so():
+class Answering:
+    """A step whose loss is made up: the k-th one is `losses[k]`."""
+
+    def __init__(self, losses):
+        self.losses = iter(losses)
+
+    def __call__(self, inputs, labels):
+        return torch.tensor(next(self.losses)), None, True
+
+
+def test_a_loss_that_is_infinite_at_once_is_said_so(pair, loader, monkeypatch):
+    monkeypatch.setattr("fast_cifar.lr_finder.TrainStep", lambda *_, **__: Answering([2.3, float("inf")]))
     with pytest.raises(UserError, match="--lr-start"):
-        analyse([0.1] * 5, [1.0] * 5)
+        range_test(*pair, loader)
 
 
-def test_a_loss_that_never_falls_is_said_so():
-    with pytest.raises(UserError, match="never fell"):
-        analyse(np.geomspace(1e-3, 1, 30).tolist(), np.linspace(2.0, 5.0, 30).tolist())
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [([2.3] * 5 + [float("nan")], "diverged after 5 steps"), (np.linspace(2.3, 3.0, 118).tolist(), "never fell")],
+)
+def test_a_curve_that_says_nothing_ends_the_command_and_leaves_no_folder(
+    small_network, options, tmp_path, monkeypatch, losses, said
+):
+    monkeypatch.setattr("fast_cifar.lr_finder.TrainStep", lambda *_, **__: Answering(losses))
+    with pytest.raises(UserError, match=said):
+        find_lr(options.replace(iters=118), log=print)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_suggestion_is_five_floats_in_order(pair, loader):
@@ -135,13 +154,12 @@ def options(class_folder, tmp_path):
         out=str(tmp_path / "runs"),
         name="test",
         batch_size=8,
-        iters=12,
-        lr_end=0.01,
+        iters=60,
         device="cpu",
     )
 
 
-def test_the_whole_command_writes_a_run_folder_and_says_what_to_do_next(options, tmp_path):
+def test_the_whole_command_writes_a_run_folder_and_says_what_to_do_next(small_network, options, tmp_path):
     lines = []
     result = find_lr(options, log=lines.append)
     written = json.loads((tmp_path / "runs/test/lrfind.json").read_text())
