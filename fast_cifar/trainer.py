@@ -169,11 +169,12 @@ class _Run:
         return self._finish(evaluation or self._evaluate("test"), compile_seconds)
 
     def _warm_up(self) -> float:
-        """Compiles, if asked to, so that no epoch's throughput contains it; returns the seconds."""
+        """Compiles loader and step, if asked to, so that no epoch's throughput contains it; returns the seconds."""
         if not self.options.compile and self.workspace.device.type == "cpu":
             return 0.0
-        inputs, labels = next(iter(self.loader))
-        return self.step.warm_up(inputs, labels)
+        started = time.perf_counter()
+        self.step.warm_up(*next(iter(self.loader)))
+        return time.perf_counter() - started
 
     def _one_epoch(self, epoch: int) -> Evaluation | None:
         """Trains, evaluates, writes history and checkpoints; returns the evaluation on the test split, if any."""

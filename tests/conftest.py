@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -11,6 +12,10 @@ from fast_cifar.options import TrainOptions
 
 # The runs of the tests are tiny: more threads would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
 
 def write_class_folder(root, classes=("cat", "dog"), per_class=12, size=(32, 32), suffix=".png", seed=0):

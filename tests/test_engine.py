@@ -11,14 +11,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from fast_cifar.engine import TrainStep, evaluate, make_optimizer, train_epoch
 from fast_cifar.runtime import Precision
 from fast_cifar.schedules import one_cycle
+from tests.conftest import DEVICES
 
 FP32 = Precision("cpu", torch.float32)
 BF16 = Precision("cpu", torch.bfloat16)
 
 
-def network(seed=0):
+def network(seed=0, device="cpu"):
     torch.manual_seed(seed)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
@@ -26,19 +27,23 @@ def network(seed=0):
         nn.Flatten(),
         nn.Linear(8, 4, bias=False),
     )
+    return model.to(device)
 
 
-def batches(count=6, size=16):
+def batches(count=6, size=16, device="cpu"):
     generator = torch.Generator().manual_seed(0)
     return [
-        (torch.randn(size, 3, 8, 8, generator=generator), torch.randint(4, (size,), generator=generator))
+        (
+            torch.randn(size, 3, 8, 8, generator=generator).to(device),
+            torch.randint(4, (size,), generator=generator).to(device),
+        )
         for _ in range(count)
     ]
 
 
-def train_by_hand(model, optimizer, smoothing=0.0):
+def train_by_hand(model, optimizer, smoothing=0.0, device="cpu"):
     losses = []
-    for inputs, labels in batches():
+    for inputs, labels in batches(device=device):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(inputs), labels, label_smoothing=smoothing)
         loss.backward()
@@ -47,14 +52,15 @@ def train_by_hand(model, optimizer, smoothing=0.0):
     return losses
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_steps_equal_a_plain_eager_loop_with_torchs_adam(smoothing, decay):
-    mine, theirs = network(), network()
+def test_steps_equal_a_plain_eager_loop_with_torchs_adam(smoothing, decay, device):
+    mine, theirs = network(device=device), network(device=device)
     step = TrainStep(mine, make_optimizer(mine, 0.01, decay), FP32, label_smoothing=smoothing)
-    losses = [step(*batch)[0].item() for batch in batches()]
+    losses = [step(*batch)[0].item() for batch in batches(device=device)]
     plain = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=decay, fused=False)
-    assert losses == pytest.approx(train_by_hand(theirs, plain, smoothing), rel=1e-4)
+    assert losses == pytest.approx(train_by_hand(theirs, plain, smoothing, device), rel=1e-4)
     for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -84,11 +90,12 @@ def test_mixed_precision_keeps_the_weights_in_float32():
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_the_compiled_step_has_the_losses_of_the_eager_one():
-    eager, compiled = network(), network()
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_compiled_step_has_the_losses_of_the_eager_one(device):
+    eager, compiled = network(device=device), network(device=device)
     a = TrainStep(eager, make_optimizer(eager, 0.01), FP32)
     b = TrainStep(compiled, make_optimizer(compiled, 0.01), FP32, compile=True)
-    for batch in batches():
+    for batch in batches(device=device):
         (loss_a, correct_a, _), (loss_b, correct_b, _) = a(*batch), b(*batch)
         assert loss_b.item() == pytest.approx(loss_a.item(), rel=1e-4)
         assert correct_b == correct_a
@@ -161,12 +168,13 @@ def test_a_skipped_update_does_not_advance_the_schedule():
     assert scheduler.last_epoch == 4
 
 
-def test_float16_overflow_is_seen_although_the_optimizer_skips_in_its_kernel():
-    model = network()
+@pytest.mark.parametrize("device", DEVICES)
+def test_float16_overflow_is_seen_although_the_optimizer_skips_in_its_kernel(device):
+    model = network(device=device)
     step = TrainStep(model, make_optimizer(model, 0.01), FP32)
-    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    step.scaler = torch.amp.GradScaler(device, init_scale=2.0**16)
     before = [p.clone() for p in model.parameters()]
-    inputs, labels = batches()[0]
+    inputs, labels = batches(device=device)[0]
     assert step(inputs * float("inf"), labels)[2] is False
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert step(inputs, labels)[2] is True

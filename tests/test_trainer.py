@@ -9,6 +9,7 @@ from PIL import Image
 from fast_cifar import TrainOptions, checkpoint, engine, train, trainer
 from fast_cifar.errors import UserError
 from fast_cifar.trainer import cycle_steps
+from tests.conftest import needs_cuda
 
 
 def silent(line):
@@ -152,6 +153,22 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(small_network, quick, tmp_
     for key, value in whole["model"].items():
         assert torch.equal(value, stopped["model"][key]), key
     assert [*map(without_times, rows(tmp_path / "whole"))] == [*map(without_times, rows(tmp_path / "stopped"))]
+
+
+@needs_cuda
+@pytest.mark.parametrize("amp_dtype", ["bf16", "fp16"])
+def test_a_run_on_cuda_goes_on_on_the_cpu_and_back(quick, tmp_path, monkeypatch, amp_dtype):
+    options = quick(out=str(tmp_path), name="a", epochs=4, device="cuda", amp=True, amp_dtype=amp_dtype, compile=True)
+    with monkeypatch.context() as patch:
+        interrupted_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(options, log=silent)
+    on_cpu = TrainOptions(resume=str(tmp_path / "a"), device="cpu", amp=False, given=frozenset({"device", "amp"}))
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(on_cpu.replace(amp_dtype="auto", given=on_cpu.given | {"amp_dtype"}), log=silent)
+    assert train(TrainOptions(resume=str(tmp_path / "a")), log=silent)["epochs"] == 4
 
 
 def test_a_run_without_a_checkpoint_starts_at_epoch_1(small_network, quick, tmp_path, monkeypatch):
