@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 from bench.measure import Rate, arguments, environment, header, interleave, print_table, write_json
 from fast_cifar.errors import run_script
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.runtime import resolve_device, resolve_precision
+from fast_cifar.runtime import has_compiler, resolve_device, resolve_precision
 
 BATCH = 512
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -61,10 +61,11 @@ def main() -> None:
 def make_cases(images: Tensor, device: torch.device, dtype: torch.dtype, few: int) -> dict[str, Callable[[], int]]:
     """The ways to be compared; the slow ones process only the first `few` images."""
     cases = {
-        COMPILED: loader_case(images, device, dtype, compile=True),
         EAGER: loader_case(images, device, dtype, compile=False),
         TORCHVISION: torchvision_case(images[:few], device, dtype),
     }
+    if has_compiler():
+        cases = {COMPILED: loader_case(images, device, dtype, compile=True)} | cases
     if KORNIA_INSTALLED:
         cases[KORNIA] = kornia_case(images[: 4 * few], device, dtype)
     cases[COPY] = copy_case(len(images) // BATCH, device, dtype)
@@ -151,6 +152,8 @@ def report(rates: dict[str, Rate], title: str) -> None:
     print_table(title, ["way", "images/sec, median [range]", "torchvision", "kornia", "of a copy"], rows)
     if not KORNIA_INSTALLED:
         print("kornia is not installed; to compare with it: pip install kornia")
+    if COMPILED not in rates:
+        print("no compiled loader: there is no C++ compiler on the PATH")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.engine import Batches, TrainStep, make_optimizer
 from fast_cifar.errors import UserError, run_script
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.runtime import Precision, check_compiler, reproducible, resolve_device, resolve_precision
+from fast_cifar.runtime import Precision, has_compiler, reproducible, resolve_device, resolve_precision
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES = 50_000
@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=None, metavar="N", help="default: 7; with --quick 2")
     options = parser.parse_args()
     device = resolve_device(options.device)
-    batch_size = options.batch_size or (32 if options.quick else 512)
-    steps = options.steps or (2 if device.type == "cpu" else IMAGES // 512)
-    repeats = options.repeats or (2 if options.quick else 7)
+    batch_size = given_or(options.batch_size, 32 if options.quick else 512)
+    steps = given_or(options.steps, 2 if device.type == "cpu" else IMAGES // 512)
+    repeats = given_or(options.repeats, 2 if options.quick else 7)
     if min(batch_size, steps, repeats) < 1 or batch_size > IMAGES:
         raise UserError(f"--batch-size lies in 1..{IMAGES}, and --steps and --repeats are at least 1")
 
@@ -77,6 +77,10 @@ def main() -> None:
     write_json(options.json, where, rows)
 
 
+def given_or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
 COLUMNS = {"times_first": "x first rung", "of_fixed_batch": "of a fixed batch", "warm_up_seconds": "warm-up, s"}
 
 
@@ -87,10 +91,8 @@ def rungs(device: torch.device) -> tuple[list[Rung], str | None]:
     if amp.dtype != torch.float32:
         ladder.append(Rung(f"{amp.name}, channels_last", amp))
     ladder.append(Rung(f"{amp.name}, channels_last, loader", amp, loader=True))
-    try:
-        check_compiler()
-    except UserError as error:
-        return ladder, f"no compiled rungs: {error}"
+    if not has_compiler():
+        return ladder, "no compiled rungs: there is no C++ compiler on the PATH"
     name = f"{amp.name}, channels_last, compiled"
     return [*ladder, Rung(name, amp, compile=True), Rung(f"{name}, loader", amp, compile=True, loader=True)], amp.note
 

@@ -32,6 +32,11 @@ class Workspace:
     data: Dataset
     val: Split | None
 
+    def resolved_machine(self) -> dict[str, str]:
+        """The machine options as they came out: the device, and the kind of mixed precision if there is one."""
+        mixed = {"amp_dtype": self.precision.name} if self.precision.dtype != torch.float32 else {}
+        return {"device": str(self.device)} | mixed
+
     def train_loader(self, seed: int) -> DeviceLoader:
         """Shuffled, augmented batches of the training split."""
         options = self.options

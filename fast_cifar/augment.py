@@ -112,8 +112,9 @@ def apply(
         raise ValueError(f"{len(draws)} draws for {n} images")
     padded = pad(images, padding, pad_mode)
     column = torch.arange(width, device=images.device)
-    y = draws.crop_y[:, None] + torch.arange(height, device=images.device)
-    x = draws.crop_x[:, None] + torch.where(draws.flip[:, None], width - 1 - column, column)
+    crop_y, crop_x = (draws.crop_y, draws.crop_x) if padding else (0 * draws.crop_y, 0 * draws.crop_x)
+    y = crop_y[:, None] + torch.arange(height, device=images.device)
+    x = crop_x[:, None] + torch.where(draws.flip[:, None], width - 1 - column, column)
     row = torch.arange(n, device=images.device)[:, None] * padded.shape[1] + y
     pixel = row[:, :, None] * padded.shape[2] + x[:, None, :]
     rows = padded.view(-1, 3).index_select(0, pixel.view(-1)).view(n, height, width * 3)

@@ -44,10 +44,7 @@ def load_dataset(
         return folders.load_folder(Path(name), data_dir, resize=resize)
     if os.path.isfile(name):
         return archives.load_local(Path(name), data_dir)
-    raise UserError(
-        f"no data called {name!r}: give cifar10, cifar100, synthetic, the path of an image folder, "
-        "or the path of cifar-10-python.tar.gz"
-    )
+    raise UserError(_unknown(name))
 
 
 def _synthetic() -> Dataset:
@@ -57,8 +54,23 @@ def _synthetic() -> Dataset:
 
 
 def count_classes(name_or_path: str | Path) -> int:
-    """How many classes the data have, without loading them: 10 where it would take that to know."""
-    if str(name_or_path) == "cifar100":
-        return 100
-    folders_of_classes = [entry for entry in Path(name_or_path).glob("train/*/") if not entry.name.startswith(".")]
-    return len(folders_of_classes) or 10
+    """How many classes the data have, without loading them: a local archive is taken for CIFAR-10.
+
+    Raises:
+        UserError: there are no such data.
+    """
+    name = str(name_or_path)
+    if name in ("cifar10", "cifar100", "synthetic"):
+        return 100 if name == "cifar100" else 10
+    if os.path.isdir(name):
+        return sum(entry.is_dir() and not entry.name.startswith(".") for entry in Path(name).glob("train/*"))
+    if os.path.isfile(name):
+        return 10
+    raise UserError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"no data called {name!r}: give cifar10, cifar100, synthetic, the path of an image folder, "
+        "or the path of cifar-10-python.tar.gz"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,14 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Op
     if weight_decay > 0:
         return AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
     return Adam(model.parameters(), lr=lr, fused=fused)
+
+
+def memory_format_of(model: nn.Module) -> torch.memory_format:
+    """The memory order of a network's first convolution. A batch in another order would impose its own on the whole
+    network: a convolution follows its input."""
+    filters = next((p for p in model.parameters() if p.ndim == 4), None)
+    last = filters is not None and not filters.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class TrainStep:
@@ -51,6 +60,8 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.scaler = torch.amp.GradScaler(precision.device_type, enabled=precision.scales_gradients)
+        self._scale = self.scaler.get_scale()
+        self._memory_format = memory_format_of(model)
 
         def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             with precision.autocast():
@@ -58,6 +69,7 @@ class TrainStep:
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
             return loss, (logits.detach().argmax(dim=1) == labels).sum()
 
+        self._compiled = compile
         self._forward = torch.compile(forward, dynamic=False) if compile else forward
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -67,24 +79,32 @@ class TrainStep:
             The batch's mean loss and its number of correct answers, both 0-dimensional and still on the device, and
             whether the weights moved: float16 skips the update after an overflow, and then the schedule must wait.
         """
-        loss, correct = self._forward(inputs, labels)
+        loss, correct = self._forward(inputs.contiguous(memory_format=self._memory_format), labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         if not self.scaler.is_enabled():
             return loss.detach(), correct, True
         # A fused optimiser skips inside its kernel; that the scale shrank is the only sign of it. One host read a step.
-        scale = self.scaler.get_scale()
         self.scaler.update()
-        return loss.detach(), correct, self.scaler.get_scale() >= scale
+        before, self._scale = self._scale, self.scaler.get_scale()
+        return loss.detach(), correct, self._scale >= before
+
+    def load_scaler(self, state: dict[str, Any]) -> None:
+        """Goes on with the gradient scale of another `TrainStep`; its `scaler.state_dict()` may be empty."""
+        if state:
+            self.scaler.load_state_dict(state)
+        self._scale = self.scaler.get_scale()
 
     def warm_up(self, inputs: Tensor, labels: Tensor) -> float:
         """Compiles and lets kernels be chosen, on a throw-away batch; model, optimiser and randomness are as before.
 
         Returns:
-            The seconds it took.
+            The seconds it took; 0.0 where there is nothing to warm up, on a CPU without compilation.
         """
         device = inputs.device
+        if not self._compiled and device.type == "cpu":
+            return 0.0
         scaler_state = self.scaler.state_dict()
         synchronize(device)
         start = time.perf_counter()
@@ -94,7 +114,7 @@ class TrainStep:
                 self(inputs, labels)
             synchronize(device)
         seconds = time.perf_counter() - start
-        self.scaler.load_state_dict(scaler_state)
+        self.load_scaler(scaler_state)
         return seconds
 
 
@@ -168,10 +188,12 @@ def evaluate(
         title: what the progress bar says.
     """
     was_training = model.training
+    memory_format = memory_format_of(model)
     model.eval()
     all_logits, all_labels = [], []
     with torch.inference_mode(), precision.autocast():
         for inputs, labels in tqdm(loader, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True):
+            inputs = inputs.contiguous(memory_format=memory_format)
             logits = model(inputs).float()
             if tta:
                 logits = (logits + model(inputs.flip(-1)).float()) / 2

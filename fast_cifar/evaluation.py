@@ -13,8 +13,8 @@ from fast_cifar.runtime import resolve_device, resolve_precision
 
 
 def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
-    """Tests the checkpoint `options.eval_only` on the test split of `options.data`, or, where no data were named, of
-    the data that it was trained on.
+    """Tests the checkpoint `options.eval_only`, on the data and in the way of its training where `options` do not
+    name others.
 
     Raises:
         UserError: the checkpoint, the data or the device cannot be had, or the classes are not the checkpoint's.
@@ -25,14 +25,14 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
     model = checkpoint.network_of(contents, path)
     device = resolve_device(options.device)
     precision = resolve_precision(device, options.amp, options.amp_dtype)
-    trained_with = contents["options"]
-    name = options.data if "data" in options.explicit else trained_with["data"]
-    resize = options.resize or trained_with["resize"]
-    data = load_dataset(name, options.data_dir, mirrors=options.mirror, resize=resize)
+    # What was not said anew is as it was in training, so that the answer is the one that training gave.
+    as_trained = {"data", "resize", "limit_test", "tta"} - options.explicit
+    options = options.replace(**{name: contents["options"][name] for name in as_trained})
+    data = load_dataset(options.data, options.data_dir, mirrors=options.mirror, resize=options.resize)
     if data.classes != contents["classes"]:
         raise UserError(
             f"{path} knows the classes {', '.join(contents['classes'][:3])}, ...; "
-            f"{name} has {', '.join(data.classes[:3])}, ...: give the data it was trained on with --data"
+            f"{options.data} has {', '.join(data.classes[:3])}, ...: give the data it was trained on with --data"
         )
     test = limited(data.test, options.limit_test)
     loader = DeviceLoader(

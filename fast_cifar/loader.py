@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fast_cifar.augment import Draws, check_images, check_options, draw, normalise_and_cut, pad, row_tables
+from fast_cifar.runtime import selects_windows_fast
 
 CHUNK = 4096  # images handled at a time when the store is built or measured: bounds the memory it takes
 
@@ -173,11 +174,7 @@ def _make_batch(
 
 def _select(windows: Tensor, starts: Tensor) -> Tensor:
     """windows[starts], by the way that suits the device; compiled, both are the same kernel."""
-    if windows.device.type == "cpu":
-        # Copies window by window, three times as fast as advanced indexing. Other devices would first write the
-        # overlapping windows out (MPS), or compute addresses in 64 bits (CUDA).
-        return windows.index_select(0, starts)
-    return windows[starts]
+    return windows.index_select(0, starts) if selects_windows_fast(windows.device) else windows[starts]
 
 
 def _make_store(images: Tensor, padding: int, pad_mode: str, *, mirrored: bool) -> Tensor:

@@ -22,7 +22,7 @@ from fast_cifar.engine import Batches, TrainStep
 from fast_cifar.errors import UserError
 from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, has_diverged, has_fallen, smooth, suggest
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
-from fast_cifar.run_folder import RunFolder, new_path, refuse_existing
+from fast_cifar.run_folder import RunFolder, check_new, new_path
 from fast_cifar.runtime import describe_device, reproducible, resolve_precision
 from fast_cifar.schedules import exponential_sweep
 from fast_cifar.snapshot import preserved
@@ -64,7 +64,7 @@ def range_test(
         amp, amp_dtype, label_smoothing, compile: as in training.
 
     Raises:
-        ValueError: the rates or `iters` are out of range.
+        ValueError: the rates or `iters` are out of range, or the loader has no batches.
         UserError: the loss diverged at once.
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
@@ -88,7 +88,9 @@ def range_test(
             if has_diverged(losses):
                 break
     if len(lrs) < 2:
-        raise UserError(f"range test: the loss diverged at once, at {lr_start:g}; start lower with --lr-start")
+        raise UserError(
+            f"range test: the loss diverged at once, at {lr_start:g}; run_lrfind.py --lr-start starts lower"
+        )
     smoothed = smooth(losses)
     return RangeTest(lrs, losses, smoothed.tolist(), suggest(lrs, smoothed))
 
@@ -115,11 +117,13 @@ def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RangeTest:
             compile=options.compile,
         )
     if len(result.lrs) < FEWEST_POINTS:
-        raise UserError(f"range test: the loss diverged after {len(result.lrs)} steps; start lower with --lr-start")
+        raise UserError(
+            f"range test: the loss diverged after {len(result.lrs)} steps; run_lrfind.py --lr-start starts lower"
+        )
     if not has_fallen(np.asarray(result.smoothed)):
         raise UserError(
             f"range test: the loss never fell between {result.lrs[0]:.3g} and {result.lrs[-1]:.3g}; "
-            "widen the sweep with --lr-start and --lr-end, or give it more --iters"
+            "sweep further or more slowly: run_lrfind.py --lr-start --lr-end --iters"
         )
     return result
 
@@ -132,7 +136,7 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     """
     options.check()
     path = new_path(options.out, options.name, f"lrfind-{Path(options.data).name}")
-    refuse_existing(path)
+    check_new(path)
     workspace = assemble(options)
     log(
         f"range test on {workspace.data.name}, {describe_device(workspace.device)}, {workspace.precision.name}: "
@@ -142,7 +146,7 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
         log(workspace.precision.note)
     result = sweep(workspace, options.seed, options)
     folder = RunFolder.create(path)
-    folder.write_config(options.replace(name=path.name, device=str(workspace.device)).as_dict())
+    folder.write_config(options.replace(name=path.name, **workspace.resolved_machine()).as_dict())
     write_range_test(folder, result)
     found = result.suggestion
     log(f"LRMIN {found.lr_min:.3g}, LRMAX {found.lr_max:.3g}, after {len(result.lrs)} of {options.iters} steps")
@@ -183,10 +187,16 @@ def _endless(loader: Batches) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     epoch = getattr(loader, "epoch", None)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        taken = 0
         for more in itertools.count():
             if epoch is not None:
                 loader.set_epoch(epoch + more)
-            yield from loader
+            before = taken
+            for batch in loader:
+                taken += 1
+                yield batch
+            if taken == before:
+                raise ValueError(f"the loader has no batches left after {taken}")
 
     try:
         yield batches()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -11,6 +11,7 @@ from typing import Any, Self
 from fast_cifar.errors import UserError
 
 SIZE = 32  # pixels: the pictures the network takes
+LOWEST_RATE, HIGHEST_RATE = 1e-12, 1e6
 DEFAULT_LR_MAX = 0.003
 LR_MIN_DIVISOR = 100  # LRMIN, where it is not given, is LRMAX over this
 
@@ -99,7 +100,7 @@ class CommonOptions:
     channels_last: bool = option("machine", True, "keep the network in NCHW memory order (slower)")
     deterministic: bool = option("machine", False, "use only algorithms that repeat bit for bit (slower)")
     out: str = option("output", "runs", "the folder of run folders", metavar="DIR")
-    name: str | None = option("output", None, "the run folder's name (default: the data and the time)")
+    name: str | None = option("output", None, "the run folder's name (default: the data and the time)", metavar="NAME")
     given: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -123,33 +124,31 @@ class CommonOptions:
             UserError: naming the option and its range.
         """
         for name in ("batch_size", "limit_train", "limit_test", "val_split"):
-            self._check_at_least(name, 1)
-        for name in ("padding", "seed"):
-            self._check_at_least(name, 0)
-        if self.padding >= SIZE:
-            raise UserError(f"--padding {self.padding} must be below {SIZE}, the side of a picture")
+            self._check_count(name)
+        self._check_count("seed", 0, 2**62)
+        self._check_count("padding", 0, SIZE - 1)
         if not 0 <= self.cutout <= SIZE:
             raise UserError(f"--cutout {self.cutout} must lie in 0..{SIZE}, the side of a picture")
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{flag_of(name)} {getattr(self, name)} must lie in [0, 1)")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(f"--weight-decay {self.weight_decay} must be 0 or a positive number")
+        if not 0 <= self.weight_decay <= HIGHEST_RATE:
+            raise UserError(f"--weight-decay {self.weight_decay} must lie in 0..{HIGHEST_RATE:g}")
         for name, choices in _choices(self).items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{flag_of(name)} {getattr(self, name)!r} must be one of {', '.join(choices)}")
-        if self.name is not None and (self.name in ("", ".", "..") or set("/\\") & set(self.name)):
+        if self.name is not None and not _is_folder_name(self.name):
             raise UserError(f"--name {self.name!r} must be a plain folder name; --out says where it goes")
 
-    def _check_at_least(self, name: str, least: int) -> None:
+    def _check_count(self, name: str, least: int = 1, most: int = 10**9) -> None:
         value = getattr(self, name)
-        if value is not None and value < least:
-            raise UserError(f"{flag_of(name)} {value} must be at least {least}")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{flag_of(name)} {value} must lie in {least}..{most}")
 
     def _check_rate(self, name: str) -> None:
         value = getattr(self, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"{flag_of(name)} {value} must be a positive number")
+        if value is not None and not LOWEST_RATE <= value <= HIGHEST_RATE:
+            raise UserError(f"{flag_of(name)} {value} must be a positive number, {LOWEST_RATE:g} to {HIGHEST_RATE:g}")
 
 
 @dataclass(frozen=True)
@@ -193,12 +192,12 @@ class TrainOptions(CommonOptions):
     def check(self) -> None:
         super().check()
         for name in ("epochs", "peak_epoch", "runs", "eval_every"):
-            self._check_at_least(name, 1)
+            self._check_count(name, most=10_000)
         for name in ("lr_max", "lr_min"):
             self._check_rate(name)
         if self.peak_epoch is not None and self.peak_epoch >= self.epochs:
             raise UserError(f"--peak-epoch {self.peak_epoch} must be below --epochs {self.epochs}")
-        if self.find_lr and self.resume is None and {"lr_max", "lr_min"} & self.explicit:
+        if self.find_lr and {"lr_max", "lr_min"} & self.explicit:
             raise UserError("--find-lr measures LRMAX and LRMIN itself; leave --lr-max and --lr-min out")
         lr_min, lr_max = self.rates()
         if lr_min >= lr_max:
@@ -212,7 +211,7 @@ class TrainOptions(CommonOptions):
     def resolved(self) -> Self:
         """These options with nothing left to default. `peak_epoch` stays None in a run of one epoch."""
         preset = {name: value for name, value in DEMO.items() if name not in self.explicit} if self.demo else {}
-        options = self.replace(**preset)
+        options = self.replace(**preset, given=self.explicit)
         lr_min, lr_max = options.rates()
         peak_epoch = options.peak_epoch
         if peak_epoch is None and options.epochs > 1:
@@ -225,15 +224,14 @@ class TrainOptions(CommonOptions):
         Raises:
             UserError: an option of the recipe was given and differs from the run's.
         """
-        for name in sorted(self.explicit - MACHINE - {"resume"}):
+        changed = self.explicit & MACHINE
+        for name in sorted(self.explicit - changed - {"resume"}):
             mine, theirs = _plain(getattr(self, name)), saved.get(name)
             if mine != theirs:
-                raise UserError(
-                    f"{flag_of(name)}: the run was started with {theirs}, not {mine}; leave it out to go on"
-                )
-        known = {f.name for f in _options(self)} - {"resume"} - (self.explicit & MACHINE)
-        kept = {name: value for name, value in saved.items() if name in known}
-        return self.replace(**kept | {"mirror": tuple(kept.get("mirror", self.mirror))})
+                raise UserError(f"{flag_of(name)}: the run has {theirs}, not {mine}; leave it out to go on")
+        kept = {f.name for f in _options(self)} - changed - {"resume"}
+        options = self.replace(**{name: value for name, value in saved.items() if name in kept})
+        return options.replace(mirror=tuple(options.mirror), given=self.explicit)
 
 
 @dataclass(frozen=True)
@@ -250,7 +248,7 @@ class RangeTestOptions(CommonOptions):
             self._check_rate(name)
         if self.lr_start >= self.lr_end:
             raise UserError(f"--lr-start {self.lr_start:g} must be below --lr-end {self.lr_end:g}")
-        self._check_at_least("iters", 10)
+        self._check_count("iters", 10, 100_000)
 
 
 def _options(options: CommonOptions) -> list[dataclasses.Field]:
@@ -262,5 +260,11 @@ def _choices(options: CommonOptions) -> dict[str, tuple[str, ...]]:
     return {name: words["choices"] for name, words in keywords.items() if "choices" in words}
 
 
+def _is_folder_name(name: str) -> bool:
+    return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\") and len(name) <= 100
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return list(value) if isinstance(value, tuple) else value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +29,7 @@ class RunFolder:
         Raises:
             UserError: it exists already, or cannot be made.
         """
-        refuse_existing(path)
+        check_new(path)
         try:
             path.mkdir(parents=True)
         except OSError as error:
@@ -43,7 +45,7 @@ class RunFolder:
         Raises:
             UserError: `path` is not a run folder.
         """
-        if not (path / "config.json").is_file():
+        if not os.path.isfile(path / "config.json"):
             raise UserError(f"{path} is not a run folder: it has no config.json")
         return cls(path)
 
@@ -101,13 +103,27 @@ class RunFolder:
 
 def new_path(out: str, name: str | None, data: str) -> Path:
     """Where a new run goes: `out`/`name`, named after the data and the time where no name is given."""
-    return Path(out) / (name or f"{Path(data).name.split('.')[0]}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if name is not None:
+        return Path(out) / name
+    title = Path(data).resolve().name.split(".")[0] or "run"
+    first = Path(out) / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
+    others = (first.with_name(f"{first.name}-{k}") for k in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not os.path.lexists(path))
 
 
-def refuse_existing(path: Path) -> None:
-    """Raises a UserError where a run folder would overwrite something."""
-    if path.exists():
+def check_new(path: Path) -> None:
+    """Makes sure, before any work is done, that a run folder can be made at `path`.
+
+    Raises:
+        UserError: it exists already, or what it lies in is no folder or cannot be written to.
+    """
+    if os.path.lexists(path):
         raise UserError(f"{path} exists already; choose another --name, or go on with it: --resume {path}")
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not os.path.isdir(nearest):
+        raise UserError(f"cannot make the run folder {path}: {nearest} is not a folder; choose another with --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot make the run folder {path}: {nearest} cannot be written to; choose another with --out")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

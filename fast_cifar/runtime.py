@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fast_cifar.errors import UserError
 
@@ -74,7 +75,7 @@ def _is_present(device: torch.device) -> bool:
 
 
 def resolve_precision(device: torch.device, amp: bool, amp_dtype: str) -> Precision:
-    """Chooses the precision: `amp_dtype` is "auto", "bf16", "fp16", or "fp32" (what "auto" once came to).
+    """Chooses the precision: `amp_dtype` is "auto", "bf16" or "fp16".
 
     "auto" takes bfloat16 where the hardware has it natively, float16 on other CUDA cards, and float32 with a note
     elsewhere, where reduced precision would be emulated and slower.
@@ -84,7 +85,7 @@ def resolve_precision(device: torch.device, amp: bool, amp_dtype: str) -> Precis
     """
     if amp_dtype == "fp16" and device.type != "cuda":
         raise UserError(f"--amp-dtype fp16 needs a CUDA device, not {device.type}; use --amp-dtype auto")
-    if not amp or amp_dtype == "fp32":
+    if not amp:
         return Precision(device.type, torch.float32)
     if amp_dtype == "bf16" or (amp_dtype == "auto" and has_native_bf16(device)):
         return Precision(device.type, torch.bfloat16)
@@ -97,24 +98,38 @@ def resolve_precision(device: torch.device, amp: bool, amp_dtype: str) -> Precis
 def has_native_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is in the hardware: emulation, which torch offers too, is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
 
 
+def has_compiler() -> bool:
+    """Whether `torch.compile` finds the C++ compiler it needs."""
+    return shutil.which(_compiler()) is not None
+
+
 def check_compiler() -> None:
-    """Makes sure that `torch.compile` finds the C++ compiler it needs, before any work is done.
+    """Refuses to compile without a C++ compiler, before any work is done.
 
     Raises:
         UserError: there is none.
     """
-    default = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
-    compiler = os.environ.get("CXX", default)
-    if shutil.which(compiler) is None:
+    if not has_compiler():
         raise UserError(
-            f"--compile needs a C++ compiler and {compiler!r} is not on the PATH; install it or leave --compile out"
+            f"--compile needs a C++ compiler and {_compiler()!r} is not on the PATH; install it or leave --compile out"
         )
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++"))
+
+
+def selects_windows_fast(device: torch.device) -> bool:
+    """Whether `index_select` on overlapping windows copies them one by one: the CPU's does, three times as fast as
+    advanced indexing. Others would first write all windows out (MPS), or compute addresses in 64 bits (CUDA)."""
+    return device.type == "cpu"
 
 
 def describe_device(device: torch.device) -> str:
@@ -134,36 +149,42 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators that a run on `device` draws from, as uint8 tensors on the CPU."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
+    """Goes back to a `random_state`; one that was taken on another kind of device restores what the two share."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 @contextmanager
 def reproducible(seed: int, device: torch.device, *, deterministic: bool) -> Iterator[None]:
-    """Seeds torch and sets the switches of speed or determinism; all are as before afterwards.
+    """Seeds torch and sets the switches of speed or determinism; on CPU and CUDA all is as before afterwards.
 
     Args:
-        seed: seeds the initial weights and dropout. The loader's draws do not depend on it.
+        seed: of the initial weights and of dropout, in [0, 2**63). The loader's draws do not depend on it.
         deterministic: only algorithms that repeat bit for bit; slower. Otherwise cuDNN may try them all and keep the
             fastest, and float32 products on CUDA may use TF32.
     """
-    old = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cuda.matmul.allow_tf32,
-    )
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    speed = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     if deterministic:
         # cuBLAS reads this when its first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _set_switches(deterministic, not deterministic, not deterministic, not deterministic)
-    accelerators = [device] if device.type == "cuda" else []
+    torch.use_deterministic_algorithms(deterministic)
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = (not deterministic,) * 3
+    cards = range(torch.cuda.device_count()) if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=accelerators):
+        with torch.random.fork_rng(devices=cards):
             torch.manual_seed(seed)
             yield
     finally:
-        _set_switches(*old)
-
-
-def _set_switches(deterministic: bool, benchmark: bool, cudnn_tf32: bool, matmul_tf32: bool) -> None:
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = benchmark
-    torch.backends.cudnn.allow_tf32 = cudnn_tf32
-    torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = speed

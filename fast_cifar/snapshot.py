@@ -19,8 +19,8 @@ def preserved(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     """Whatever happens inside, model, optimiser and random state are bit-identical afterwards.
 
     Covers parameters, buffers, gradients, the training flag of every module, the optimiser's state and groups, and the
-    random state of torch (all devices), numpy and Python. Tensors keep their identity: compiled code, CUDA graphs and
-    schedulers that hold them go on working.
+    random state of torch (all devices), numpy and Python. All tensors but the gradients keep their identity: compiled
+    code, CUDA graphs and schedulers that hold them go on working.
     """
     tensors = [*model.parameters(), *model.buffers()]
     saved_tensors = [tensor.detach().clone() for tensor in tensors]
@@ -47,9 +47,7 @@ def preserved(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
             else:
                 del optimizer.state[parameter]
         for group, saved_group in zip(optimizer.param_groups, groups, strict=True):
-            parameters = group["params"]
-            _restore(group, saved_group)
-            group["params"] = parameters
+            _restore(group, {"params": group["params"]} | saved_group)
         _set_random_state(random_state)
 
 

@@ -205,3 +205,10 @@ def test_apply_refuses_images_it_cannot_use(change: Callable[[Tensor], Tensor], 
 def test_apply_refuses_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         apply(random_images(4), draw(4), **({"mean": MEAN, "std": STD} | options))
+
+
+def test_no_padding_switches_off_a_crop_that_was_drawn_all_the_same():
+    images = torch.arange(4 * 32 * 32 * 3).remainder(256).to(torch.uint8).view(4, 32, 32, 3)
+    crops, none = (draw(4, padding=p, flip=False, generator=torch.Generator().manual_seed(1)) for p in (4, 0))
+    off = {"mean": MEAN, "std": STD, "padding": 0, "cutout": 0}
+    assert torch.equal(apply(images, crops, **off), apply(images, none, **off))

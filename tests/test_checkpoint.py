@@ -103,6 +103,26 @@ def test_another_network_by_name_is_refused(tmp_path):
         checkpoint.load(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("key", ["classes", "mean", "options", "model"])
+def test_a_checkpoint_that_lacks_something_is_refused(tmp_path, model, key):
+    described = contents(model)
+    del described[key]
+    checkpoint.save(tmp_path / "x.pt", described)
+    with pytest.raises(UserError, match=f"incomplete: it has no {key}"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+def test_training_cannot_go_on_from_weights_alone(saved):
+    with pytest.raises(UserError, match="incomplete: it has no best, optimizer"):
+        checkpoint.load_training(saved)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.load(name)
+
+
 def test_weights_of_another_shape_are_refused(tmp_path, model):
     checkpoint.save(tmp_path / "x.pt", contents(model, classes=7))
     with pytest.raises(UserError, match="another network"):

@@ -114,7 +114,8 @@ def test_warming_up_leaves_no_trace():
     optimizer = make_optimizer(model, 0.01)
     before = copy.deepcopy(model.state_dict())
     random_state = torch.get_rng_state()
-    TrainStep(model, optimizer, FP32).warm_up(*batches()[0])
+    step = TrainStep(model, optimizer, FP32, compile=True)
+    assert step.warm_up(*batches()[0]) > 0
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not optimizer.state
     assert torch.equal(random_state, torch.get_rng_state())
@@ -173,6 +174,7 @@ def test_float16_overflow_is_seen_although_the_optimizer_skips_in_its_kernel(dev
     model = network(device=device)
     step = TrainStep(model, make_optimizer(model, 0.01), FP32)
     step.scaler = torch.amp.GradScaler(device, init_scale=2.0**16)
+    step.load_scaler({})
     before = [p.clone() for p in model.parameters()]
     inputs, labels = batches(device=device)[0]
     assert step(inputs * float("inf"), labels)[2] is False
@@ -205,3 +207,16 @@ def test_test_time_augmentation_averages_an_image_and_its_mirror_image():
     with torch.no_grad():
         expected = (model(data[0][0]) + model(data[0][0].flip(-1))) / 2
     torch.testing.assert_close(evaluate(model, data, FP32, tta=True).logits, expected)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_whole_network_keeps_the_memory_order_of_its_weights(memory_format):
+    model = network().to(memory_format=memory_format)
+    seen = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    inputs, labels = batches()[0]
+    for other in (torch.channels_last, torch.contiguous_format):
+        batch = inputs.contiguous(memory_format=other), labels
+        TrainStep(model, make_optimizer(model, 0.01), FP32)(*batch)
+        evaluate(model, [batch], FP32)
+    assert all(output.is_contiguous(memory_format=memory_format) for output in seen)

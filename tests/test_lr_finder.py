@@ -106,6 +106,13 @@ def test_it_takes_batches_of_an_ordinary_data_loader(pair, loader):
     assert len(range_test(*pair, torch.utils.data.DataLoader(data, batch_size=8), iters=30, lr_end=0.01).lrs) == 30
 
 
+@pytest.mark.parametrize("batches", [0, 5])
+def test_a_loader_that_runs_dry_is_refused(pair, loader, batches):
+    few = iter(list(loader)[:batches])
+    with pytest.raises(ValueError, match=f"no batches left after {batches}"):
+        range_test(*pair, few, iters=20)
+
+
 def test_a_sweep_of_one_step_is_refused(pair, loader):
     with pytest.raises(ValueError, match="iters"):
         range_test(*pair, loader, iters=1)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,14 @@ def test_a_run_of_one_epoch_is_allowed():
         ({"amp_dtype": "int8"}, "--amp-dtype"),
         ({"name": "../elsewhere"}, "--name"),
         ({"name": ""}, "--name"),
+        ({"name": ".."}, "--name"),
+        ({"name": "a" * 101}, "--name"),
+        ({"name": "a\nb"}, "--name"),
+        ({"epochs": 10**11}, "--epochs"),
+        ({"seed": 2**70}, "--seed"),
+        ({"lr_max": 5e-324}, "--lr-max"),
+        ({"lr_max": 1e308}, "--lr-max"),
+        ({"weight_decay": 1e300}, "--weight-decay"),
         ({"find_lr": True, "lr_max": 0.1}, "--find-lr"),
     ],
 )
@@ -113,6 +122,20 @@ def test_every_option_is_written_as_json():
     written = json.loads(json.dumps(TrainOptions(mirror=("a", "b")).as_dict()))
     assert written["mirror"] == ["a", "b"]
     assert written.keys() == {f.name for f in dataclasses.fields(TrainOptions)} - {"given"}
+
+
+def test_a_path_is_written_as_text():
+    written = json.loads(json.dumps(TrainOptions(data=Path("a/b"), out=Path("c")).as_dict()))
+    assert (written["data"], written["out"]) == (str(Path("a/b")), "c")
+
+
+def test_the_demo_is_checked_as_what_it_comes_to():
+    with pytest.raises(UserError, match="--peak-epoch"):
+        TrainOptions(demo=True, peak_epoch=10).resolved().check()
+
+
+def test_filling_in_defaults_gives_nothing_that_the_user_did_not_give():
+    assert TrainOptions(demo=True, epochs=3).resolved().explicit == {"demo", "epochs"}
 
 
 def saved(**options):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fast_cifar.errors import UserError
-from fast_cifar.run_folder import RunFolder, new_path
+from fast_cifar.run_folder import RunFolder, check_new, new_path
 
 
 @pytest.fixture
@@ -22,6 +22,30 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
         RunFolder.create(tmp_path / "file" / "a")
+
+
+def test_a_name_that_is_too_long_is_one_error(tmp_path):
+    with pytest.raises(UserError, match="--out"):
+        RunFolder.create(tmp_path / ("x" * 300))
+    with pytest.raises(UserError, match="not a run folder"):
+        RunFolder.open(tmp_path / ("x" * 300))
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not a folder"):
+        check_new(tmp_path / "file" / "runs" / "a")
+    check_new(tmp_path / "not" / "yet" / "a")
+
+
+def test_two_runs_without_a_name_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    names = []
+    for _ in range(3):
+        path = new_path(str(tmp_path), None, "cifar10")
+        path.mkdir()
+        names.append(path.name)
+    assert names == ["cifar10-now", "cifar10-now-2", "cifar10-now-3"]
 
 
 def test_only_a_run_can_be_opened(tmp_path, folder):

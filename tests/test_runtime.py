@@ -1,6 +1,7 @@
 """Devices, precisions and switches."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -85,6 +86,7 @@ def test_emulated_bf16_does_not_count(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: asked.append(including_emulation)
     )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     has_native_bf16(CUDA)
     assert asked == [False]
 

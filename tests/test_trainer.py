@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fast_cifar import TrainOptions, checkpoint, engine, train, trainer
+from fast_cifar import TrainOptions, checkpoint, engine, train
+from fast_cifar import run as run_module
 from fast_cifar.errors import UserError
-from fast_cifar.trainer import cycle_steps
+from fast_cifar.run import cycle_steps
 from tests.conftest import needs_cuda
 
 
@@ -120,7 +121,7 @@ def test_a_class_that_differs_in_colour_is_learnt(run):
 
 
 def test_a_finished_run_says_so_and_trains_no_more(run, monkeypatch):
-    monkeypatch.setattr(trainer, "train_epoch", None)
+    monkeypatch.setattr(run_module, "train_epoch", None)
     lines = []
     assert train(TrainOptions(resume=str(run[0])), log=lines.append) == run[1]
     assert "is finished" in lines[0]
@@ -137,7 +138,7 @@ def interrupted_after(epochs, monkeypatch):
             raise KeyboardInterrupt
         return engine.train_epoch(step, loader, scheduler, **keywords)
 
-    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -189,6 +190,33 @@ def test_several_runs_differ_by_seed_and_are_summed_up(small_network, quick, tmp
     assert summary["n"] == 2
     assert json.loads((tmp_path / "several/summary.json").read_text()) == summary
     assert all((tmp_path / f"several/run-{k}/last.pt").exists() for k in (1, 2))
+
+
+def test_a_history_without_a_checkpoint_is_done_again(small_network, quick, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupted_after(0, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a"), log=silent)
+    (tmp_path / "a/metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2, "lr')
+    train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+    assert [row["epoch"] for row in rows(tmp_path / "a")] == [1, 2]
+
+
+def test_several_runs_name_their_common_folder_when_interrupted(small_network, quick, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupted_after(1, patch)
+        with pytest.raises(KeyboardInterrupt, match="several$"):
+            train(quick(out=str(tmp_path), name="several", runs=2), log=silent)
+
+
+def test_several_runs_go_on_from_a_folder_that_was_only_just_made(small_network, quick, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="several", runs=2), log=silent)
+    for path in (tmp_path / "several/run-2").iterdir():
+        path.unlink()
+    assert train(TrainOptions(resume=str(tmp_path / "several")), log=silent)["n"] == 2
 
 
 def test_several_runs_go_on_with_the_one_that_was_interrupted(small_network, quick, tmp_path, monkeypatch):
@@ -272,11 +300,34 @@ def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(
         result = engine.train_epoch(step, loader, scheduler, **keywords)
         return result if loader.epoch == 0 else engine.EpochResult(float("nan"), 0.1, result.images, result.seconds)
 
-    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
     with pytest.raises(UserError, match=r"diverged in epoch 2.*0\.001"):
         train(quick(out=str(tmp_path), name="a", epochs=3), log=silent)
     assert checkpoint.load(tmp_path / "a/last.pt")["epoch"] == 1
     assert len(rows(tmp_path / "a")) == 1
+
+
+def test_a_run_that_diverges_at_once_leaves_no_folder(small_network, quick, tmp_path):
+    with pytest.raises(UserError, match="diverged in epoch 1"):
+        train(quick(out=str(tmp_path), name="a", lr_max=1e6, weight_decay=1e6), log=silent)
+    assert not (tmp_path / "a").exists()
+
+
+def test_two_runs_that_differ_in_name_write_the_same_checkpoint(small_network, quick, tmp_path):
+    for name in ("a", "b"):
+        train(quick(out=str(tmp_path / name), name=name, deterministic=True), log=silent)
+    assert (tmp_path / "a/a/last.pt").read_bytes() == (tmp_path / "b/b/last.pt").read_bytes()
+
+
+def test_paths_may_be_given_as_paths(small_network, quick, tmp_path, class_folder):
+    train(quick(out=tmp_path, name="a", data=class_folder, data_dir=tmp_path / "data"), log=silent)
+    assert json.loads((tmp_path / "a/config.json").read_text())["out"] == str(tmp_path)
+
+
+def test_the_kind_of_mixed_precision_is_written_as_it_came_out(small_network, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("fast_cifar.runtime.has_native_bf16", lambda device: True)
+    train(quick(out=tmp_path, name="a", amp=True), log=silent)
+    assert json.loads((tmp_path / "a/config.json").read_text())["amp_dtype"] == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -305,7 +356,7 @@ def test_an_existing_run_is_not_touched(run, quick):
     assert {path: path.read_bytes() for path in run[0].iterdir()} == before
 
 
-def test_resuming_on_other_classes_is_refused(small_network, quick, tmp_path, monkeypatch):
+def test_resuming_on_other_classes_or_pictures_is_refused(small_network, quick, tmp_path, monkeypatch):
     from tests.conftest import write_class_folder
 
     with monkeypatch.context() as patch:
@@ -315,6 +366,9 @@ def test_resuming_on_other_classes_is_refused(small_network, quick, tmp_path, mo
     other = write_class_folder(tmp_path / "others", classes=("bird", "fish"))
     with pytest.raises(UserError, match="other classes"):
         train(TrainOptions(resume=str(tmp_path / "a"), data=str(other)), log=silent)
+    more = write_class_folder(tmp_path / "more", per_class=40)
+    with pytest.raises(UserError, match="other pictures"):
+        train(TrainOptions(resume=str(tmp_path / "a"), data=str(more)), log=silent)
 
 
 def test_global_switches_and_randomness_are_left_alone(small_network, quick, tmp_path):

@@ -1,0 +1,228 @@
+"""One seed, from its first epoch, or from its last checkpoint, to its summary."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from fast_cifar import checkpoint, console, gallery, plots
+from fast_cifar.assembly import Workspace
+from fast_cifar.custom_resnet import parameter_count
+from fast_cifar.engine import EpochResult, Evaluation, TrainStep, evaluate, train_epoch
+from fast_cifar.errors import UserError
+from fast_cifar.options import SIZE, TrainOptions
+from fast_cifar.run_folder import RunFolder
+from fast_cifar.runtime import describe_device, random_state, set_random_state
+from fast_cifar.schedules import one_cycle
+
+PLACES = frozenset({"name", "out", "resume"})  # where a run lies is no part of what its checkpoints say
+
+
+def cycle_steps(options: TrainOptions, steps_per_epoch: int) -> tuple[int, int]:
+    """(steps of the run, 0-based step of the peak).
+
+    Raises:
+        UserError: too few steps to climb and to come down.
+    """
+    total = options.epochs * steps_per_epoch
+    peak = options.peak_epoch * steps_per_epoch - 1 if options.peak_epoch else max(1, round(total * 5 / 24) - 1)
+    if not 0 < peak < total - 1:
+        raise UserError(
+            f"too few steps for a cycle: {options.epochs} epochs of {steps_per_epoch}; "
+            "use more --epochs, more images, or a smaller --batch-size"
+        )
+    return total, peak
+
+
+class Run:
+    """The parts of a run, and where it stands.
+
+    Args:
+        workspace: machine and data.
+        options: resolved; `runs` does not count here.
+        folder: exists, with its configuration; a last.pt in it is where the run goes on.
+        log: takes each line for the screen.
+    """
+
+    def __init__(
+        self, workspace: Workspace, options: TrainOptions, folder: RunFolder, log: Callable[[str], None]
+    ) -> None:
+        self.workspace, self.options, self.folder, self.log = workspace, options, folder, log
+        self.loader = workspace.train_loader(options.seed)
+        self.eval_loaders = {"test": workspace.eval_loader(workspace.data.test, self.loader)}
+        if workspace.val is not None:
+            self.eval_loaders = {"val": workspace.eval_loader(workspace.val, self.loader)} | self.eval_loaders
+        self.model = workspace.network()
+        self.optimizer = workspace.optimizer(self.model, options.lr_max)
+        total, peak = cycle_steps(options, len(self.loader))
+        self.multiplier = one_cycle(total, peak, options.lr_min, options.lr_max)
+        self.scheduler = LambdaLR(self.optimizer, self.multiplier)
+        self.step = TrainStep(
+            self.model,
+            self.optimizer,
+            workspace.precision,
+            label_smoothing=options.label_smoothing,
+            compile=options.compile,
+        )
+        self.epoch = 0
+        self.best = -1.0
+        self.save_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+
+    def to_the_end(self) -> dict[str, Any]:
+        workspace, options = self.workspace, self.options
+        if self.folder.last.exists():
+            self._restore()
+        else:
+            self.folder.cut_history(0)
+        for line in console.opening_lines(workspace, options, describe_device(workspace.device), len(self.loader)):
+            self.log(line)
+        if not plots.matplotlib_available():
+            self.log(gallery.NO_MATPLOTLIB)
+        lrs = [options.lr_max * self.multiplier(step) for step in range(options.epochs * len(self.loader))]
+        gallery.opening_pictures(self.folder.path, workspace, self.loader, lrs)
+        compile_seconds = self._warm_up()
+        started = time.perf_counter()
+        first = self.epoch
+        evaluation = None
+        with tqdm(
+            total=options.epochs, initial=first, desc="epochs", unit="epoch", disable=None, dynamic_ncols=True
+        ) as bar:
+            for epoch in range(first + 1, options.epochs + 1):
+                evaluation = self._one_epoch(epoch)
+                pace = (time.perf_counter() - started) / (epoch - first)
+                counts = {split: len(loader.labels) for split, loader in self.eval_loaders.items()}
+                self.log(console.epoch_line(self.history[-1], options.epochs, counts, pace * (options.epochs - epoch)))
+                bar.update()
+        return self._finish(evaluation or self._evaluate("test"), compile_seconds)
+
+    def _warm_up(self) -> float:
+        """Compiles loader and step, if asked to, so that no epoch's throughput contains it; returns the seconds."""
+        started = time.perf_counter()
+        step_seconds = self.step.warm_up(*next(iter(self.loader)))
+        return time.perf_counter() - started if step_seconds else 0.0
+
+    def _one_epoch(self, epoch: int) -> Evaluation | None:
+        """Trains, evaluates, writes history and checkpoints; returns the evaluation on the test split, if any."""
+        options = self.options
+        self.loader.set_epoch(epoch - 1)
+        result = train_epoch(self.step, self.loader, self.scheduler, title=f"epoch {epoch}/{options.epochs}")
+        started = time.perf_counter()
+        evaluations: dict[str, Evaluation | None] = dict.fromkeys(self.eval_loaders)
+        if epoch % options.eval_every == 0 or epoch == options.epochs:
+            evaluations = {split: self._evaluate(split) for split in self.eval_loaders}
+        row = self._row(epoch, result, evaluations) | {"evaluation_seconds": time.perf_counter() - started}
+        if not all(math.isfinite(value) for name, value in row.items() if name.endswith("_loss") and value is not None):
+            raise UserError(
+                f"the loss diverged in epoch {epoch}, at learning rates up to {options.lr_max:g}; lower --lr-max "
+                f"(run_lrfind.py measures one)"
+                + (f"; {self.folder.path} keeps the epochs before" if self.epoch else "")
+            )
+        self.folder.append_history(row)
+        self.history.append(row)
+        self.epoch = epoch
+        started = time.perf_counter()
+        self._save(row)
+        self.save_seconds += time.perf_counter() - started
+        return evaluations["test"]
+
+    def _row(self, epoch: int, result: EpochResult, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
+        last_step = max(0, self.scheduler.last_epoch - 1)  # float16 may have skipped some
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "lr": self.options.lr_max * self.multiplier(last_step),
+            "train_loss": result.loss,
+            "train_accuracy": result.accuracy,
+        }
+        for split, evaluation in evaluations.items():
+            row[f"{split}_loss"] = evaluation.loss if evaluation else None
+            row[f"{split}_accuracy"] = evaluation.accuracy if evaluation else None
+        return row | {"images_per_second": result.images_per_second, "seconds": result.seconds}
+
+    def _evaluate(self, split: str) -> Evaluation:
+        loader = self.eval_loaders[split]
+        return evaluate(self.model, loader, self.workspace.precision, tta=self.options.tta, title=split)
+
+    def _save(self, row: dict[str, Any]) -> None:
+        """Writes best.pt when this epoch is the best so far, then last.pt."""
+        described = {
+            "classes": self.workspace.data.classes,
+            "mean": list(self.loader.mean),
+            "std": list(self.loader.std),
+            "size": SIZE,
+            "options": {name: value for name, value in self.options.as_dict().items() if name not in PLACES},
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+        }
+        judge = "val_accuracy" if "val" in self.eval_loaders else "test_accuracy"
+        if row[judge] is not None and row[judge] > self.best:
+            self.best = row[judge]
+            checkpoint.save(self.folder.best, described)
+        training = {
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
+            "random_state": random_state(self.workspace.device),
+            "steps_per_epoch": len(self.loader),
+        }
+        checkpoint.save(self.folder.last, described | training)
+
+    def _restore(self) -> None:
+        """Goes back to where last.pt was written; what the history says beyond that is done again."""
+        contents = checkpoint.load_training(self.folder.last)
+        if contents["classes"] != self.workspace.data.classes:
+            raise UserError(f"{self.folder.path} was trained on other classes than those of {self.options.data}")
+        pictures = (list(self.loader.mean), list(self.loader.std), len(self.loader))
+        if (contents["mean"], contents["std"], contents["steps_per_epoch"]) != pictures:
+            raise UserError(f"{self.folder.path} was trained on other pictures than those of {self.options.data}")
+        checkpoint.load_weights(self.model, contents, self.folder.last)
+        # The saved groups carry the fused flag of the machine that wrote them.
+        for saved, mine in zip(contents["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            saved.update({flag: mine[flag] for flag in ("fused", "foreach", "capturable")})
+        self.optimizer.load_state_dict(contents["optimizer"])
+        self.scheduler.load_state_dict(contents["scheduler"])
+        if self.step.scaler.is_enabled():
+            self.step.load_scaler(contents["scaler"])
+        set_random_state(self.workspace.device, contents["random_state"])
+        self.best, self.epoch = contents["best"], contents["epoch"]
+        self.history = self.folder.cut_history(self.epoch)
+        self.log(f"going on after epoch {self.epoch} of {self.folder.path}")
+
+    def _finish(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
+        """Pictures, then the summary: a run folder with a summary is complete."""
+        workspace, last = self.workspace, self.history[-1]
+        headline = f"{workspace.data.name}: {evaluation.accuracy:.2%} after {self.epoch} epochs"
+        gallery.closing_pictures(self.folder.path, workspace, self.history, evaluation, headline)
+        seconds = sum(row["seconds"] for row in self.history)
+        images = sum(row["images_per_second"] * row["seconds"] for row in self.history)
+        summary = {
+            "test_accuracy": evaluation.accuracy,
+            "best_test_accuracy": max(row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None),
+            "test_loss": evaluation.loss,
+            "train_accuracy": last["train_accuracy"],
+            "train_loss": last["train_loss"],
+            **({"val_accuracy": last["val_accuracy"]} if "val" in self.eval_loaders else {}),
+            "epochs": self.epoch,
+            "seed": self.options.seed,
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+            "evaluation_seconds": sum(row["evaluation_seconds"] for row in self.history),
+            "save_seconds": self.save_seconds,
+            "compile_seconds": compile_seconds,
+            "dataset": workspace.data.name,
+            "device": describe_device(workspace.device),
+            "precision": workspace.precision.name,
+            "torch": str(torch.__version__),
+            "parameters": parameter_count(self.model),
+        }
+        self.folder.write_summary(summary)
+        for line in console.closing_lines(summary, str(self.folder.path)):
+            self.log(line)
+        return summary
