@@ -54,6 +54,12 @@ def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], s
     return " | ".join(parts)
 
 
+def epoch_glance(row: Mapping[str, Any]) -> str:
+    """One epoch in a few words, for the end of a progress bar."""
+    test = "" if row["test_accuracy"] is None else f", test {row['test_accuracy']:.2%}"
+    return f"loss {row['train_loss']:.4f}, train {row['train_accuracy']:.2%}{test}"
+
+
 def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
     """The result of one run: the last epoch's accuracy is the headline."""
     return [

@@ -99,6 +99,7 @@ class Run:
                 pace = (time.perf_counter() - started) / (epoch - first)
                 counts = {split: len(loader.labels) for split, loader in self.eval_loaders.items()}
                 self.log(console.epoch_line(self.history[-1], options.epochs, counts, pace * (options.epochs - epoch)))
+                bar.set_postfix_str(console.epoch_glance(self.history[-1]), refresh=False)
                 bar.update()
         return self._finish(evaluation or self._evaluate("test"), compile_seconds)
 

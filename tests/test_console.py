@@ -44,6 +44,11 @@ def test_an_epoch_without_a_test_says_nothing_of_one():
     assert "gap" not in line
 
 
+def test_a_glance_names_loss_and_accuracies():
+    assert console.epoch_glance(ROW) == "loss 0.8123, train 71.01%, test 76.74%"
+    assert console.epoch_glance(ROW | {"test_accuracy": None}) == "loss 0.8123, train 71.01%"
+
+
 def test_a_held_out_split_is_shown():
     row = ROW | {"val_loss": 0.7, "val_accuracy": 0.5}
     assert "val 0.7000 50/100 (50.00%)" in console.epoch_line(row, 24, {"val": 100, "test": 10_000}, 0)
