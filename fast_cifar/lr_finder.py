@@ -89,7 +89,7 @@ def range_test(
                 break
     if len(lrs) < 2:
         raise UserError(
-            f"range test: the loss diverged at once, at {lr_start:g}; run_lrfind.py --lr-start starts lower"
+            f"range test: the loss diverged at once, at {lr_start:g}; start lower: run_lrfind.py --lr-start"
         )
     smoothed = smooth(losses)
     return RangeTest(lrs, losses, smoothed.tolist(), suggest(lrs, smoothed))
@@ -118,7 +118,7 @@ def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RangeTest:
         )
     if len(result.lrs) < FEWEST_POINTS:
         raise UserError(
-            f"range test: the loss diverged after {len(result.lrs)} steps; run_lrfind.py --lr-start starts lower"
+            f"range test: the loss diverged after {len(result.lrs)} steps; start lower: run_lrfind.py --lr-start"
         )
     if not has_fallen(np.asarray(result.smoothed)):
         raise UserError(

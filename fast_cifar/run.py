@@ -119,12 +119,7 @@ class Run:
         if epoch % options.eval_every == 0 or epoch == options.epochs:
             evaluations = {split: self._evaluate(split) for split in self.eval_loaders}
         row = self._row(epoch, result, evaluations) | {"evaluation_seconds": time.perf_counter() - started}
-        if not all(math.isfinite(value) for name, value in row.items() if name.endswith("_loss") and value is not None):
-            raise UserError(
-                f"the loss diverged in epoch {epoch}, at learning rates up to {options.lr_max:g}; lower --lr-max "
-                f"(run_lrfind.py measures one)"
-                + (f"; {self.folder.path} keeps the epochs before" if self.epoch else "")
-            )
+        self._refuse_divergence(row)
         self.folder.append_history(row)
         self.history.append(row)
         self.epoch = epoch
@@ -132,6 +127,16 @@ class Run:
         self._save(row)
         self.save_seconds += time.perf_counter() - started
         return evaluations["test"]
+
+    def _refuse_divergence(self, row: dict[str, Any]) -> None:
+        losses = [row["train_loss"], row["test_loss"], row.get("val_loss")]
+        if all(math.isfinite(loss) for loss in losses if loss is not None):
+            return
+        kept = f"; {self.folder.path} keeps the epochs before" if self.epoch else ""
+        raise UserError(
+            f"the loss diverged in epoch {row['epoch']}, at learning rates up to {self.options.lr_max:g}; "
+            f"lower --lr-max (run_lrfind.py measures one){kept}"
+        )
 
     def _row(self, epoch: int, result: EpochResult, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
         last_step = max(0, self.scheduler.last_epoch - 1)  # float16 may have skipped some
