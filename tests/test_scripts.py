@@ -149,6 +149,8 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # A background job of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not (tmp_path / "runs/a/last.pt").exists() and process.poll() is None:
         time.sleep(0.1)
