@@ -142,8 +142,10 @@ class CommonOptions:
 
     def _check_count(self, name: str, least: int = 1, most: int = 10**9) -> None:
         value = getattr(self, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{flag_of(name)} {value} must lie in {least}..{most}")
+        if value is not None and value < least:
+            raise UserError(f"{flag_of(name)} {value} must be at least {least}")
+        if value is not None and value > most:
+            raise UserError(f"{flag_of(name)} {value} must be at most {most}")
 
     def _check_rate(self, name: str) -> None:
         value = getattr(self, name)
