@@ -6,7 +6,8 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from fast_cifar.errors import UserError
 
@@ -123,6 +124,7 @@ class CommonOptions:
         Raises:
             UserError: naming the option and its range.
         """
+        self._check_types()
         for name in ("batch_size", "limit_train", "limit_test", "val_split"):
             self._check_count(name)
         self._check_count("seed", 0, 2**62)
@@ -139,6 +141,13 @@ class CommonOptions:
                 raise UserError(f"{flag_of(name)} {getattr(self, name)!r} must be one of {', '.join(choices)}")
         if self.name is not None and not _is_folder_name(self.name):
             raise UserError(f"--name {self.name!r} must be a plain folder name; --out says where it goes")
+
+    def _check_types(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in _options(self):
+            value, kinds = getattr(self, f.name), _kinds(hints[f.name])
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise UserError(f"{flag_of(f.name)} {value!r} is of the wrong type")
 
     def _check_count(self, name: str, least: int = 1, most: int = 10**9) -> None:
         value = getattr(self, name)
@@ -233,7 +242,7 @@ class TrainOptions(CommonOptions):
                 raise UserError(f"{flag_of(name)}: the run has {theirs}, not {mine}; leave it out to go on")
         kept = {f.name for f in _options(self)} - changed - {"resume"}
         options = self.replace(**{name: value for name, value in saved.items() if name in kept})
-        return options.replace(mirror=tuple(options.mirror), given=self.explicit)
+        return options.replace(given=self.explicit)
 
 
 @dataclass(frozen=True)
@@ -260,6 +269,13 @@ def _options(options: CommonOptions) -> list[dataclasses.Field]:
 def _choices(options: CommonOptions) -> dict[str, tuple[str, ...]]:
     keywords = {f.name: f.metadata["keywords"] for f in _options(options)}
     return {name: words["choices"] for name, words in keywords.items() if "choices" in words}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types that a field may have: an int will do for a float, a path for its text, a list for a tuple."""
+    also = {float: (float, int), str: (str, os.PathLike), tuple: (tuple, list)}
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (get_origin(hint) or hint,)
+    return tuple(kind for one in kinds for kind in also.get(one, (one,)))
 
 
 def _is_folder_name(name: str) -> bool:

@@ -106,6 +106,31 @@ def test_the_ends_of_each_range_are_allowed(fine):
     TrainOptions(**fine).check()
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epochs": "3"},
+        {"epochs": 3.0},
+        {"epochs": None},
+        {"epochs": True},
+        {"lr_max": "fast"},
+        {"amp": 1},
+        {"data": None},
+        {"mirror": "http://one"},
+        {"name": 7},
+        {"runs": [1]},
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(bad):
+    with pytest.raises(UserError, match=f"--{next(iter(bad)).replace('_', '-')} .* wrong type"):
+        TrainOptions(**bad).check()
+
+
+@pytest.mark.parametrize("fine", [{"lr_max": 1}, {"data": Path("x")}, {"mirror": ["http://one"]}, {"lr_max": None}])
+def test_a_value_that_means_the_same_is_allowed(fine):
+    TrainOptions(**fine).check()
+
+
 def test_a_message_is_one_line():
     with pytest.raises(UserError) as caught:
         TrainOptions(batch_size=0).check()

@@ -319,6 +319,18 @@ def test_two_runs_that_differ_in_name_write_the_same_checkpoint(small_network, q
     assert (tmp_path / "a/a/last.pt").read_bytes() == (tmp_path / "b/b/last.pt").read_bytes()
 
 
+@pytest.mark.parametrize("damage", [{"epochs": "many"}, {"lr_max": []}, {"padding": None}, {"data": 7}])
+def test_a_configuration_with_nonsense_in_it_is_refused(small_network, quick, tmp_path, monkeypatch, damage):
+    with monkeypatch.context() as patch:
+        interrupted_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a"), log=silent)
+    path = tmp_path / "a/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(UserError, match="wrong type"):
+        train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+
+
 def test_paths_may_be_given_as_paths(small_network, quick, tmp_path, class_folder):
     train(quick(out=tmp_path, name="a", data=class_folder, data_dir=tmp_path / "data"), log=silent)
     assert json.loads((tmp_path / "a/config.json").read_text())["out"] == str(tmp_path)
