@@ -66,7 +66,7 @@ def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
         f"test accuracy {summary['test_accuracy']:.2%} after the last epoch "
         f"(best {summary['best_test_accuracy']:.2%}, training {summary['train_accuracy']:.2%})",
         f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec"
-        + (f", {summary['compile_seconds']:.0f} s to compile" if summary["compile_seconds"] else ""),
+        + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else ""),
         f"everything is in {folder}",
     ]
 

@@ -54,6 +54,29 @@ def test_a_held_out_split_is_shown():
     assert "val 0.7000 50/100 (50.00%)" in console.epoch_line(row, 24, {"val": 100, "test": 10_000}, 0)
 
 
+SUMMARY = {
+    "test_accuracy": 0.87,
+    "best_test_accuracy": 0.88,
+    "train_accuracy": 0.9,
+    "seconds": 245.0,
+    "images_per_second": 1234.5,
+    "compile_seconds": 0.0,
+}
+
+
+def test_the_headline_is_the_last_epoch_and_the_best_stands_behind_it():
+    first, second, third = console.closing_lines(SUMMARY, "runs/a")
+    assert first.startswith("test accuracy 87.00%")
+    assert "best 88.00%" in first
+    assert "4:05" in second
+    assert "warm up" not in second
+    assert third.endswith("runs/a")
+
+
+def test_warm_up_is_reported_apart_where_there_was_one():
+    assert "37 s to warm up" in console.closing_lines(SUMMARY | {"compile_seconds": 37.2}, "runs/a")[1]
+
+
 def test_several_runs_are_a_mean_with_its_interval():
     line = console.several_line({"n": 3, "mean": 0.92, "std": 0.01, "interval": [0.9, 0.94]})
     assert "92.00% ± 2.00" in line
