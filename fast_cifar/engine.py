@@ -96,15 +96,18 @@ class TrainStep:
             self.scaler.load_state_dict(state)
         self._scale = self.scaler.get_scale()
 
+    @property
+    def needs_warm_up(self) -> bool:
+        """Whether the first step is slower than the rest: everywhere but on a CPU without compilation."""
+        return self._compiled or next(self.model.parameters()).device.type != "cpu"
+
     def warm_up(self, inputs: Tensor, labels: Tensor) -> float:
         """Compiles and lets kernels be chosen, on a throw-away batch; model, optimiser and randomness are as before.
 
         Returns:
-            The seconds it took; 0.0 where there is nothing to warm up, on a CPU without compilation.
+            The seconds it took.
         """
         device = inputs.device
-        if not self._compiled and device.type == "cpu":
-            return 0.0
         scaler_state = self.scaler.state_dict()
         synchronize(device)
         start = time.perf_counter()
@@ -140,7 +143,7 @@ def train_epoch(step: TrainStep, loader: Batches, scheduler: LRScheduler, *, tit
     """
     step.model.train()
     device = next(step.model.parameters()).device
-    totals = torch.zeros(2, device=device)
+    loss_sum, correct_sum = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     images = 0
     synchronize(device)
     start = last_look = time.perf_counter()
@@ -149,15 +152,16 @@ def train_epoch(step: TrainStep, loader: Batches, scheduler: LRScheduler, *, tit
             loss, correct, advanced = step(inputs, labels)
             if advanced:
                 scheduler.step()
-            totals += torch.stack((loss * len(labels), correct.to(loss.dtype)))
+            loss_sum.add_(loss, alpha=len(labels))
+            correct_sum.add_(correct)
             images += len(labels)
             if not bar.disable and time.perf_counter() - last_look > 1.0:
-                loss_sum, correct_sum = totals.tolist()
-                bar.set_postfix_str(f"loss {loss_sum / images:.4f}, accuracy {correct_sum / images:.2%}", refresh=False)
+                so_far = f"loss {loss_sum.item() / images:.4f}, accuracy {correct_sum.item() / images:.2%}"
+                bar.set_postfix_str(so_far, refresh=False)
                 last_look = time.perf_counter()
-        loss_sum, correct_sum = totals.tolist()
+        synchronize(device)
         seconds = time.perf_counter() - start
-    return EpochResult(loss_sum / images, correct_sum / images, images, seconds)
+    return EpochResult(loss_sum.item() / images, correct_sum.item() / images, images, seconds)
 
 
 @dataclass(frozen=True)

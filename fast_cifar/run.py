@@ -105,9 +105,11 @@ class Run:
 
     def _warm_up(self) -> float:
         """Compiles loader and step, if asked to, so that no epoch's throughput contains it; returns the seconds."""
+        if not self.step.needs_warm_up:
+            return 0.0
         started = time.perf_counter()
-        step_seconds = self.step.warm_up(*next(iter(self.loader)))
-        return time.perf_counter() - started if step_seconds else 0.0
+        self.step.warm_up(*next(iter(self.loader)))
+        return time.perf_counter() - started
 
     def _one_epoch(self, epoch: int) -> Evaluation | None:
         """Trains, evaluates, writes history and checkpoints; returns the evaluation on the test split, if any."""
