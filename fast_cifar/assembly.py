@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,16 +58,7 @@ class Workspace:
 
     def eval_loader(self, split: Split, like: DeviceLoader) -> DeviceLoader:
         """Batches of `split` in order and as they are, normalised like the training images."""
-        return DeviceLoader(
-            split.images,
-            split.labels,
-            min(self.options.batch_size, len(split)),
-            train=False,
-            device=self.device,
-            mean=like.mean,
-            std=like.std,
-            dtype=self.precision.dtype,
-        )
+        return loader_in_order(split, self.options.batch_size, self.device, self.precision, like.mean, like.std)
 
     def network(self) -> CustomResNet:
         """A new network; its weights are drawn from torch's random state on the CPU, alike for every device."""
@@ -94,6 +86,28 @@ def assemble(options: CommonOptions) -> Workspace:
     if options.batch_size > len(train):
         raise UserError(f"--batch-size {options.batch_size} is more than the {len(train)} training images")
     return Workspace(options, device, precision, dataclasses.replace(data, train=train, test=test), val)
+
+
+def loader_in_order(
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> DeviceLoader:
+    """Batches of at most `batch_size` images, in order and as they are, for a network that was trained with `mean` and
+    `std`."""
+    return DeviceLoader(
+        split.images,
+        split.labels,
+        min(batch_size, len(split)),
+        train=False,
+        device=device,
+        mean=mean,
+        std=std,
+        dtype=precision.dtype,
+    )
 
 
 def limited(split: Split, n: int | None) -> Split:

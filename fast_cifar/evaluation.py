@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from fast_cifar import checkpoint
-from fast_cifar.assembly import limited, placed
+from fast_cifar.assembly import limited, loader_in_order, placed
 from fast_cifar.datasets import load_dataset
 from fast_cifar.engine import Evaluation, evaluate
 from fast_cifar.errors import UserError
-from fast_cifar.loader import DeviceLoader
 from fast_cifar.options import TrainOptions
 from fast_cifar.runtime import resolve_device, resolve_precision
 
@@ -35,14 +34,5 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
             f"{options.data} has {', '.join(data.classes[:3])}, ...: give the data it was trained on with --data"
         )
     test = limited(data.test, options.limit_test)
-    loader = DeviceLoader(
-        test.images,
-        test.labels,
-        min(options.batch_size, len(test)),
-        train=False,
-        device=device,
-        mean=contents["mean"],
-        std=contents["std"],
-        dtype=precision.dtype,
-    )
+    loader = loader_in_order(test, options.batch_size, device, precision, contents["mean"], contents["std"])
     return evaluate(placed(model, options, device), loader, precision, tta=options.tta, title="test")

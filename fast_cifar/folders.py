@@ -12,15 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from fast_cifar import cache
 from fast_cifar.errors import UserError
+from fast_cifar.images import SIZE, read_image
 from fast_cifar.splits import Dataset, Split
 
-SIZE = 32
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUT = "an image folder holds train/<class>/*.png|jpg and test/<class>/*"
 THREADS = 8  # more would only wait for Python's lock
@@ -44,7 +43,7 @@ def load_folder(folder: Path, data_dir: Path, *, resize: bool = False) -> Datase
     Args:
         folder: holds `train/<class>/` and `test/<class>/`. Hidden files and files of another kind are passed over.
         data_dir: the cache goes to `data_dir/cache`.
-        resize: crop and scale the images that are not 32x32, instead of refusing them; see `read_image`.
+        resize: crop and scale the images that are not 32x32, instead of refusing them; see `images.read_image`.
 
     Returns:
         The data set, classes sorted by name and images sorted by class and name.
@@ -66,60 +65,6 @@ def load_folder(folder: Path, data_dir: Path, *, resize: bool = False) -> Datase
     dataset = _decode_folder(name, folder, listing, resize)
     cache.save(stored, key, dataset)
     return dataset
-
-
-def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
-    """Decodes one image file.
-
-    Grey, palette and CMYK images become RGB, transparency is dropped, and 16-bit grey keeps its upper 8 bits.
-
-    Args:
-        path: a file of any format that Pillow reads.
-        resize: turn the image upright as its EXIF data say, crop the largest square from its centre, and scale that to
-            32x32, up or down, with antialiasing.
-
-    Returns:
-        uint8 [32, 32, 3].
-
-    Raises:
-        UserError: the file cannot be read or decoded, or it is not 32x32 and `resize` is off.
-    """
-    try:
-        with Image.open(path) as image:
-            if resize:
-                return np.array(_resized(image))
-            if image.size == (SIZE, SIZE):
-                return np.array(_rgb(image))
-            width, height = image.size
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise UserError(f"{path} {_fault(path, error)}") from error
-    raise UserError(f"{path} is {width}x{height} pixels, not {SIZE}x{SIZE}; --resize crops and scales every image")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _resized(image: Image.Image) -> Image.Image:
-    image.draft("RGB", (4 * SIZE, 4 * SIZE))  # a large JPEG is decoded at a fraction of its size
-    return ImageOps.fit(_rgb(ImageOps.exif_transpose(image)), (SIZE, SIZE), Image.Resampling.BICUBIC)
-
-
-def _fault(path: str | Path, error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read ({error.strerror}); mend that or delete it"
-    size = os.path.getsize(path)
-    if size == 0:
-        return "is empty; replace it or delete it"
-    if "truncated" in str(error).lower():
-        return f"is truncated (it breaks off after {size:,} bytes); replace it or delete it"
-    if isinstance(error, UnidentifiedImageError):
-        return "is not an image that can be decoded; replace it or delete it"
-    return f"is damaged ({' '.join(str(error).split())}); replace it or delete it"
 
 
 def _list_folder(folder: Path) -> Listing:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
+
+    from fast_cifar.lr_curve import Suggestion
 
 # Okabe and Ito's palette, made for colour-blind eyes.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
@@ -47,16 +49,6 @@ SPLITS = (("train", BLUE, "-", "o"), ("val", GREEN, "-.", "^"), ("test", VERMILL
 # The points of a range test, the largest first: those that coincide can all be seen.
 POINTS = (("steepest", "v", 16, PURPLE), ("valley", "s", 11, GREEN), ("minimum", "o", 8, ORANGE))
 NUMBERS_UP_TO = 20  # classes: above it the cells are too small for numbers
-
-
-class Suggestion(Protocol):
-    """What a range test recommends: two rates, and the three points of its curve, each as a learning rate."""
-
-    lr_min: float
-    lr_max: float
-    steepest: float
-    valley: float
-    minimum: float
 
 
 def matplotlib_available() -> bool:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from fast_cifar import checkpoint
+from fast_cifar.assembly import loader_in_order
 from fast_cifar.command_line import Parser
 from fast_cifar.custom_resnet import probabilities
 from fast_cifar.engine import evaluate
 from fast_cifar.errors import UserError, run_script
-from fast_cifar.folders import read_image
-from fast_cifar.loader import DeviceLoader
+from fast_cifar.images import read_image
 from fast_cifar.runtime import resolve_device, resolve_precision
+from fast_cifar.splits import Split
 
 
 def predict(path: str | Path, images: Sequence[str | Path], device: str = "auto") -> tuple[list[str], Tensor]:
@@ -45,9 +46,9 @@ def predict(path: str | Path, images: Sequence[str | Path], device: str = "auto"
     model = checkpoint.network_of(contents, path).to(place)
     pictures = torch.stack([torch.from_numpy(read_image(image, resize=True)) for image in images])
     unknown = torch.zeros(len(pictures), dtype=torch.int64)
-    mean, std = contents["mean"], contents["std"]
-    loader = DeviceLoader(pictures, unknown, min(512, len(pictures)), train=False, device=place, mean=mean, std=std)
-    evaluation = evaluate(model, loader, resolve_precision(place, amp=False, amp_dtype="auto"))
+    precision = resolve_precision(place, amp=False, amp_dtype="auto")
+    loader = loader_in_order(Split(pictures, unknown), 512, place, precision, contents["mean"], contents["std"])
+    evaluation = evaluate(model, loader, precision)
     return contents["classes"], probabilities(evaluation.logits).cpu()
 
 

@@ -1,7 +1,5 @@
 """Small data and quick runs that several tests share."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -9,10 +7,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fast_cifar.options import TrainOptions
-
-# The runs of the tests are tiny: more threads would only get in each other's way.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
