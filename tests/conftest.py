@@ -1,15 +1,23 @@
 """Small data and quick runs that several tests share."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fast_cifar import engine, train
+from fast_cifar import run as run_module
 from fast_cifar.options import TrainOptions
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
 
 
 def write_class_folder(root, classes=("cat", "dog"), per_class=12, size=(32, 32), suffix=".png", seed=0):
@@ -73,3 +81,38 @@ def quick(class_folder, tmp_path_factory):
         return TrainOptions(**defaults | changes)
 
     return options
+
+
+def silent(line):
+    pass
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(row):
+    return {key: value for key, value in row.items() if "second" not in key}
+
+
+def interrupted_after(epochs, monkeypatch):
+    """Makes training stop with Ctrl-C in the middle of the epoch after `epochs`."""
+    calls = iter(range(1000))
+
+    def train_epoch(step, loader, scheduler, **keywords):
+        if next(calls) == epochs:
+            step(*next(iter(loader)))
+            scheduler.step()
+            raise KeyboardInterrupt
+        return engine.train_epoch(step, loader, scheduler, **keywords)
+
+    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+
+
+@pytest.fixture(scope="session")
+def run(quick, tmp_path_factory):
+    """A finished run of three epochs: (folder, summary, lines)."""
+    out = tmp_path_factory.mktemp("runs")
+    lines = []
+    summary = train(quick(out=str(out), name="a", epochs=3), log=lines.append)
+    return out / "a", summary, lines

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,7 @@ from PIL import Image
 from fast_cifar import folders
 from fast_cifar.datasets import load_dataset
 from fast_cifar.errors import UserError
-from fast_cifar.folders import read_image
-
-
-def picture(seed: int = 0, size: tuple[int, int] = (32, 32)) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+from tests.conftest import picture
 
 
 @pytest.fixture
@@ -96,32 +91,6 @@ def test_links_are_followed(pets, data_dir, tmp_path):
     (pets / "train/dog").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "link").symlink_to(pets)
     assert load_dataset(tmp_path / "link", data_dir).train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
-def test_grey_palette_and_transparent_images_become_rgb(tmp_path, mode):
-    Image.fromarray(picture()).convert(mode).save(tmp_path / "a.png")
-    expected = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
-
-
-def test_a_palette_with_transparency_gives_no_warning(tmp_path):
-    Image.fromarray(picture()).quantize(16).save(tmp_path / "a.png", transparency=bytes(range(16)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read_image(tmp_path / "a.png").shape == (32, 32, 3)
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    Image.new("CMYK", (32, 32), (255, 0, 0, 0)).save(tmp_path / "a.jpg")
-    red, green, blue = read_image(tmp_path / "a.jpg")[16, 16].tolist()
-    assert red < 64 < 192 < min(green, blue)
-
-
-def test_16_bit_grey_keeps_its_upper_bits(tmp_path):
-    grey = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 1], grey >> 8)
 
 
 def test_a_second_load_decodes_nothing_and_gives_the_same(pets, data_dir, decoded):
@@ -209,35 +178,6 @@ def test_resize_makes_every_image_32x32(pets, data_dir, size):
     assert load_dataset(pets, data_dir, resize=True).train.images.shape == (6, 32, 32, 3)
 
 
-def test_resize_keeps_the_centre_square(tmp_path):
-    image = np.zeros((64, 192, 3), dtype=np.uint8)
-    image[:, :64] = 255
-    image[:, 64:128] = (10, 200, 30)
-    Image.fromarray(image).save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png", resize=True)[:, 2:-2] == (10, 200, 30)).all()
-
-
-def test_resize_averages_fine_detail(tmp_path):
-    board = np.indices((256, 256)).sum(0) % 2 * np.uint8(255)
-    Image.fromarray(board.astype(np.uint8)).save(tmp_path / "a.png")
-    assert np.abs(read_image(tmp_path / "a.png", resize=True).astype(int) - 128)[4:-4, 4:-4].max() <= 2
-
-
-def test_resize_leaves_a_32x32_image_alone(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png", resize=True), picture())
-
-
-def test_resize_turns_a_photograph_upright(tmp_path):
-    halves = Image.fromarray(np.repeat(np.uint8([[0], [255]]), 320, axis=0).repeat(640, axis=1))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    halves.save(tmp_path / "a.jpg", exif=exif)
-    upright = read_image(tmp_path / "a.jpg", resize=True)
-    assert upright[0].min() > 200
-    assert upright[-1].max() < 50
-
-
 def test_with_and_without_resize_are_not_mixed_up(pets, data_dir):
     Image.fromarray(picture(size=(64, 48))).save(pets / "train/cat/0001.png")
     load_dataset(pets, data_dir, resize=True)
@@ -259,15 +199,6 @@ def test_a_damaged_image_is_named(pets, data_dir, file, damage, said):
     with pytest.raises(UserError, match=f"{pets / file} {said}; replace it or delete it"):
         load_dataset(pets, data_dir)
     assert not data_dir.exists()
-
-
-def test_no_truncation_of_a_jpeg_goes_unnoticed(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "whole.jpg")
-    whole = (tmp_path / "whole.jpg").read_bytes()
-    for length in range(0, len(whole) - 2, 97):
-        (tmp_path / "a.jpg").write_bytes(whole[:length])
-        with pytest.raises(UserError, match="a.jpg is .*; replace it or delete it"):
-            read_image(tmp_path / "a.jpg")
 
 
 def test_a_dangling_link_is_named(pets, data_dir):
