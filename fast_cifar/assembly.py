@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.datasets import Dataset, Split, balanced_subset, hold_out, load_dataset
-from fast_cifar.engine import make_optimizer
+from fast_cifar.engine import TrainStep
 from fast_cifar.errors import UserError
 from fast_cifar.loader import DeviceLoader
+from fast_cifar.optimizer import empty_state, make_optimizer
 from fast_cifar.options import CommonOptions
 from fast_cifar.runtime import Precision, check_compiler, resolve_device, resolve_precision
 
@@ -66,6 +68,48 @@ class Workspace:
 
     def optimizer(self, model: CustomResNet, lr: float) -> Optimizer:
         return make_optimizer(model, lr, self.options.weight_decay)
+
+    def parts(self, lr: float) -> Parts:
+        """All that trains and tests, for a run with any seed; torch's random state is as before."""
+        options = self.options
+        loader = self.train_loader(options.seed)
+        eval_loaders = {"test": self.eval_loader(self.data.test, loader)}
+        if self.val is not None:
+            eval_loaders = {"val": self.eval_loader(self.val, loader)} | eval_loaders
+        with torch.random.fork_rng(devices=[]):
+            model = self.network()
+        optimizer = self.optimizer(model, lr)
+        step = TrainStep(
+            model, optimizer, self.precision, label_smoothing=options.label_smoothing, compile=options.compile
+        )
+        return Parts(loader, eval_loaders, model, optimizer, step, step.scaler.state_dict())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What trains and what tests it: made once, and used for one seed after another, so that the pictures are stored
+    once and the step is compiled once.
+
+    Attributes:
+        eval_loaders: "test", and before it "val" where images are held out.
+    """
+
+    loader: DeviceLoader
+    eval_loaders: dict[str, DeviceLoader]
+    model: CustomResNet
+    optimizer: Optimizer
+    step: TrainStep
+    first_scale: dict[str, Any]
+
+    def start_over(self, workspace: Workspace, seed: int) -> None:
+        """New weights, from torch's random state as it is now, an empty optimiser, and the pictures in `seed`'s order.
+
+        All is changed in place: compiled code and captured graphs go on working.
+        """
+        self.model.load_state_dict(workspace.network().state_dict())
+        empty_state(self.optimizer)
+        self.step.load_scaler(self.first_scale)
+        self.loader.seed = seed
 
 
 def assemble(options: CommonOptions) -> Workspace:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 import zipfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from torch import Tensor
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.errors import UserError
 from fast_cifar.files import atomic_write
+from fast_cifar.runtime import waiting_for_work_so_far
 
 FORMAT = "fast_cifar checkpoint 1"
 NETWORK = "CustomResNet"
@@ -21,18 +26,84 @@ TRAINING = frozenset({"best", "optimizer", "scheduler", "scaler", "random_state"
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
-    """Writes `contents`, which `torch.load(weights_only=True)` reads again; see `load` for the keys."""
+    """Writes `contents`, which `torch.load(weights_only=True)` reads again; see `load` for the keys.
+
+    Raises:
+        UserError: the folder cannot be written to, or is full.
+    """
+    buffer = io.BytesIO()  # torch turns the errors of a file, such as a full disk, into ones that say nothing
+    on_cpu = _with_tensors(contents, Tensor.cpu)  # so that any machine can read it
+    torch.save({"format": FORMAT, "network": NETWORK, **on_cpu}, buffer)
     with atomic_write(path) as file:
-        torch.save({"format": FORMAT, "network": NETWORK, **_on_cpu(contents)}, file)
+        file.write(buffer.getbuffer())
 
 
-def _on_cpu(value: Any) -> Any:
-    """The same with every tensor on the CPU, so that any machine can read it."""
+class Writer:
+    """Writes checkpoints beside the training, which waits for nothing but a place in the queue.
+
+        with Writer(device) as writer:
+            writer.save({folder.best: contents, folder.last: contents})
+        # now all is written
+
+    An epoch may take less time than the disk does. Then what waits to be written gives way to newer contents of the
+    same file. Files of one `save` are written in their order, and none before those of an earlier `save` that remain.
+
+    Raises, from `save` or at the end of the block:
+        UserError: a file could not be written.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._lock = threading.Lock()
+        self._waiting: dict[Path, tuple[Callable[[], None], dict[str, Any]]] = {}
+        self._writes: list[Future[None]] = []
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            self._raise_what_failed()
+
+    def save(self, files: Mapping[Path, dict[str, Any]]) -> None:
+        """Orders `files` to be written with their contents of this moment."""
+        self._raise_what_failed()
+        copies = {path: _with_tensors(contents, _copy_soon) for path, contents in files.items()}
+        until_copied = waiting_for_work_so_far(self._device)
+        with self._lock:
+            for path, contents in copies.items():
+                self._waiting.pop(path, None)  # dictionaries keep the order: the newer contents go to its end
+                self._waiting[path] = (until_copied, contents)
+        self._writes.append(self._thread.submit(self._write_what_waits))
+
+    def _write_what_waits(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for path, (until_copied, contents) in waiting.items():
+            until_copied()
+            save(path, contents)
+
+    def _raise_what_failed(self) -> None:
+        running = [write for write in self._writes if not write.done()]
+        done, self._writes = [write for write in self._writes if write.done()], running
+        for write in done:
+            write.result()
+
+
+def _copy_soon(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; one from CUDA is there once the device has come to it."""
+    return tensor.detach().to("cpu", copy=True, non_blocking=tensor.is_cuda)
+
+
+def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest of dictionaries and lists with every tensor changed."""
     if isinstance(value, Tensor):
-        return value.cpu()
+        return change(value)
     if isinstance(value, dict):
-        return {key: _on_cpu(entry) for key, entry in value.items()}
-    return [_on_cpu(entry) for entry in value] if isinstance(value, list) else value
+        return {key: _with_tensors(entry, change) for key, entry in value.items()}
+    return [_with_tensors(entry, change) for entry in value] if isinstance(value, list) else value
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from fast_cifar.assembly import limited, loader_in_order, placed
 from fast_cifar.datasets import load_dataset
 from fast_cifar.engine import Evaluation, evaluate
 from fast_cifar.errors import UserError
+from fast_cifar.memory import enough_memory
 from fast_cifar.options import TrainOptions
 from fast_cifar.runtime import resolve_device, resolve_precision
 
@@ -35,4 +36,5 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
         )
     test = limited(data.test, options.limit_test)
     loader = loader_in_order(test, options.batch_size, device, precision, contents["mean"], contents["std"])
-    return evaluate(placed(model, options, device), loader, precision, tta=options.tta, title="test")
+    with enough_memory(options.batch_size):
+        return evaluate(placed(model, options, device), loader, precision, tta=options.tta, title="test")

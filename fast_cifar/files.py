@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from fast_cifar.errors import UserError
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
@@ -18,7 +20,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     part of it. If the block raises, `path` is as it was and the temporary file is gone.
 
     Raises:
-        OSError: the folder is not there, cannot be written to, or is full.
+        UserError: the folder is not there, cannot be written to, or is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -28,5 +30,8 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path} ({reason}); make room, or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -21,6 +21,8 @@ from fast_cifar.assembly import Workspace, assemble
 from fast_cifar.engine import Batches, TrainStep
 from fast_cifar.errors import UserError
 from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, has_diverged, has_fallen, smooth, suggest
+from fast_cifar.memory import enough_memory
+from fast_cifar.optimizer import set_rate
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.run_folder import RunFolder, check_new, new_path
 from fast_cifar.runtime import describe_device, reproducible, resolve_precision
@@ -79,7 +81,8 @@ def range_test(
         model.train()
         for i in tqdm(range(iters), desc="range test", unit="step", leave=False, disable=None, dynamic_ncols=True):
             inputs, labels = next(batches)
-            _set_rate(optimizer, lr_end * multiplier(i))
+            for group in optimizer.param_groups:
+                set_rate(group, lr_end * multiplier(i))
             loss = float(step(inputs.to(device), labels.to(device))[0])
             if not math.isfinite(loss):
                 break
@@ -102,7 +105,10 @@ def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RangeTest:
         UserError: the loss diverged at once or never fell, so that the suggestion would mean nothing.
     """
     options = workspace.options
-    with reproducible(seed, workspace.device, deterministic=options.deterministic):
+    with (
+        reproducible(seed, workspace.device, deterministic=options.deterministic),
+        enough_memory(options.batch_size),
+    ):
         model = workspace.network()
         result = range_test(
             model,
@@ -203,11 +209,3 @@ def _endless(loader: Batches) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     finally:
         if epoch is not None:
             loader.set_epoch(epoch)
-
-
-def _set_rate(optimizer: Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from fast_cifar import checkpoint, console, gallery, plots
-from fast_cifar.assembly import Workspace
+from fast_cifar.assembly import Parts, Workspace
 from fast_cifar.custom_resnet import parameter_count
-from fast_cifar.engine import EpochResult, Evaluation, TrainStep, evaluate, train_epoch
+from fast_cifar.engine import EpochResult, Evaluation, evaluate, train_epoch
 from fast_cifar.errors import UserError
+from fast_cifar.memory import peak_memory
+from fast_cifar.optimizer import load_state, make_scheduler
 from fast_cifar.options import SIZE, TrainOptions
 from fast_cifar.run_folder import RunFolder
 from fast_cifar.runtime import describe_device, random_state, set_random_state
@@ -45,31 +47,27 @@ class Run:
 
     Args:
         workspace: machine and data.
+        parts: of this workspace; another run may have used them before.
         options: resolved; `runs` does not count here.
         folder: exists, with its configuration; a last.pt in it is where the run goes on.
         log: takes each line for the screen.
     """
 
     def __init__(
-        self, workspace: Workspace, options: TrainOptions, folder: RunFolder, log: Callable[[str], None]
+        self,
+        workspace: Workspace,
+        parts: Parts,
+        options: TrainOptions,
+        folder: RunFolder,
+        log: Callable[[str], None],
     ) -> None:
         self.workspace, self.options, self.folder, self.log = workspace, options, folder, log
-        self.loader = workspace.train_loader(options.seed)
-        self.eval_loaders = {"test": workspace.eval_loader(workspace.data.test, self.loader)}
-        if workspace.val is not None:
-            self.eval_loaders = {"val": workspace.eval_loader(workspace.val, self.loader)} | self.eval_loaders
-        self.model = workspace.network()
-        self.optimizer = workspace.optimizer(self.model, options.lr_max)
+        parts.start_over(workspace, options.seed)
+        self.loader, self.eval_loaders = parts.loader, parts.eval_loaders
+        self.model, self.optimizer, self.step = parts.model, parts.optimizer, parts.step
         total, peak = cycle_steps(options, len(self.loader))
         self.multiplier = one_cycle(total, peak, options.lr_min, options.lr_max)
-        self.scheduler = LambdaLR(self.optimizer, self.multiplier)
-        self.step = TrainStep(
-            self.model,
-            self.optimizer,
-            workspace.precision,
-            label_smoothing=options.label_smoothing,
-            compile=options.compile,
-        )
+        self.scheduler = make_scheduler(self.optimizer, options.lr_max, self.multiplier)
         self.epoch = 0
         self.best = -1.0
         self.save_seconds = 0.0
@@ -85,17 +83,18 @@ class Run:
             self.log(line)
         if not plots.matplotlib_available():
             self.log(gallery.NO_MATPLOTLIB)
-        lrs = [options.lr_max * self.multiplier(step) for step in range(options.epochs * len(self.loader))]
-        gallery.opening_pictures(self.folder.path, workspace, self.loader, lrs)
         compile_seconds = self._warm_up()
         started = time.perf_counter()
         first = self.epoch
         evaluation = None
-        with tqdm(
-            total=options.epochs, initial=first, desc="epochs", unit="epoch", disable=None, dynamic_ncols=True
-        ) as bar:
+        with (
+            checkpoint.Writer(workspace.device) as writer,
+            tqdm(
+                total=options.epochs, initial=first, desc="epochs", unit="epoch", disable=None, dynamic_ncols=True
+            ) as bar,
+        ):
             for epoch in range(first + 1, options.epochs + 1):
-                evaluation = self._one_epoch(epoch)
+                evaluation = self._one_epoch(epoch, writer)
                 pace = (time.perf_counter() - started) / (epoch - first)
                 counts = {split: len(loader.labels) for split, loader in self.eval_loaders.items()}
                 self.log(console.epoch_line(self.history[-1], options.epochs, counts, pace * (options.epochs - epoch)))
@@ -109,10 +108,12 @@ class Run:
             return 0.0
         started = time.perf_counter()
         self.step.warm_up(*next(iter(self.loader)))
+        if self.step.note:
+            self.log(self.step.note)
         return time.perf_counter() - started
 
-    def _one_epoch(self, epoch: int) -> Evaluation | None:
-        """Trains, evaluates, writes history and checkpoints; returns the evaluation on the test split, if any."""
+    def _one_epoch(self, epoch: int, writer: checkpoint.Writer) -> Evaluation | None:
+        """Trains, evaluates, writes history, orders checkpoints; returns the evaluation on the test split, if any."""
         options = self.options
         self.loader.set_epoch(epoch - 1)
         result = train_epoch(self.step, self.loader, self.scheduler, title=f"epoch {epoch}/{options.epochs}")
@@ -126,7 +127,7 @@ class Run:
         self.history.append(row)
         self.epoch = epoch
         started = time.perf_counter()
-        self._save(row)
+        writer.save(self._checkpoints(row))
         self.save_seconds += time.perf_counter() - started
         return evaluations["test"]
 
@@ -157,8 +158,9 @@ class Run:
         loader = self.eval_loaders[split]
         return evaluate(self.model, loader, self.workspace.precision, tta=self.options.tta, title=split)
 
-    def _save(self, row: dict[str, Any]) -> None:
-        """Writes best.pt when this epoch is the best so far, then last.pt."""
+    def _checkpoints(self, row: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+        """What is to be written after an epoch: best.pt when it is the best so far, then last.pt."""
+        checkpoints = {}
         described = {
             "classes": self.workspace.data.classes,
             "mean": list(self.loader.mean),
@@ -171,7 +173,7 @@ class Run:
         judge = "val_accuracy" if "val" in self.eval_loaders else "test_accuracy"
         if row[judge] is not None and row[judge] > self.best:
             self.best = row[judge]
-            checkpoint.save(self.folder.best, described)
+            checkpoints[self.folder.best] = described
         training = {
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
@@ -180,7 +182,7 @@ class Run:
             "random_state": random_state(self.workspace.device),
             "steps_per_epoch": len(self.loader),
         }
-        checkpoint.save(self.folder.last, described | training)
+        return checkpoints | {self.folder.last: described | training}
 
     def _restore(self) -> None:
         """Goes back to where last.pt was written; what the history says beyond that is done again."""
@@ -191,10 +193,7 @@ class Run:
         if (contents["mean"], contents["std"], contents["steps_per_epoch"]) != pictures:
             raise UserError(f"{self.folder.path} was trained on other pictures than those of {self.options.data}")
         checkpoint.load_weights(self.model, contents, self.folder.last)
-        # The saved groups carry the fused flag of the machine that wrote them.
-        for saved, mine in zip(contents["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
-            saved.update({flag: mine[flag] for flag in ("fused", "foreach", "capturable")})
-        self.optimizer.load_state_dict(contents["optimizer"])
+        load_state(self.optimizer, contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
         if self.step.scaler.is_enabled():
             self.step.load_scaler(contents["scaler"])
@@ -207,6 +206,8 @@ class Run:
         """Pictures, then the summary: a run folder with a summary is complete."""
         workspace, last = self.workspace, self.history[-1]
         headline = f"{workspace.data.name}: {evaluation.accuracy:.2%} after {self.epoch} epochs"
+        lrs = [self.options.lr_max * self.multiplier(step) for step in range(self.epoch * len(self.loader))]
+        gallery.opening_pictures(self.folder.path, workspace, self.loader, lrs)
         gallery.closing_pictures(self.folder.path, workspace, self.history, evaluation, headline)
         seconds = sum(row["seconds"] for row in self.history)
         images = sum(row["images_per_second"] * row["seconds"] for row in self.history)
@@ -224,6 +225,7 @@ class Run:
             "evaluation_seconds": sum(row["evaluation_seconds"] for row in self.history),
             "save_seconds": self.save_seconds,
             "compile_seconds": compile_seconds,
+            "peak_memory_bytes": peak_memory(workspace.device),
             "dataset": workspace.data.name,
             "device": describe_device(workspace.device),
             "precision": workspace.precision.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -42,7 +42,9 @@ class Precision:
     def autocast(self) -> AbstractContextManager[None]:
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device_type, dtype=self.dtype)
+        # Each weight is used once a step, so a cache of its cast copies has nothing to give; in a captured graph it
+        # would go on handing out the copies of the step that was recorded.
+        return torch.autocast(self.device_type, dtype=self.dtype, cache_enabled=False)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -132,6 +134,12 @@ def selects_windows_fast(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def pools_by_maximum(device: torch.device) -> bool:
+    """Whether the code being run is compiled for a CPU: what Inductor makes of a max-pooling there, and above all of
+    its backward pass, is slower than no compilation at all, and `torch.maximum` is not."""
+    return torch.compiler.is_compiling() and device.type == "cpu"
+
+
 def describe_device(device: torch.device) -> str:
     """The device in words, such as "NVIDIA H200" or "cpu (AVX512, 2 threads)"."""
     if device.type == "cuda":
@@ -147,6 +155,46 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """On CUDA, a stream of the block's own that waits for the work before it; the work after it waits for the block.
+
+    What is to be captured has to be warmed up there, and a copy there does not hold up the training.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    outside, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(outside)
+    with torch.cuda.stream(stream):
+        yield
+    outside.wait_stream(stream)
+
+
+def capture(work: Callable[[], None]) -> Callable[[], None]:
+    """Records what `work` launches on CUDA, without running it, and returns what runs it again, as one launch.
+
+    All that `work` reads and writes stays where it is; what it allocates belongs to the recording.
+
+    Raises:
+        RuntimeError: `work` does something that cannot be recorded, such as waiting for the device.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def waiting_for_work_so_far(device: torch.device) -> Callable[[], None]:
+    """What to call, from any thread, to wait for the work that the device has been given up to now, but no more."""
+    if device.type != "cuda":
+        synchronize(device)
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from fast_cifar import console
 from fast_cifar.aggregate import aggregate
-from fast_cifar.assembly import Workspace, assemble
+from fast_cifar.assembly import Parts, Workspace, assemble
 from fast_cifar.errors import UserError
 from fast_cifar.lr_finder import sweep, write_range_test
+from fast_cifar.memory import enough_memory, reset_peak_memory
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.run import Run, cycle_steps
 from fast_cifar.run_folder import RunFolder, check_new, new_path
@@ -77,17 +78,20 @@ def _resume(options: TrainOptions, log: Log) -> dict[str, Any]:
 
 
 def _train(workspace: Workspace, options: TrainOptions, folder: RunFolder, log: Log) -> dict[str, Any]:
+    train_some = _train_alone if options.runs is None else _train_several
+    reset_peak_memory(workspace.device)
     try:
-        if options.runs is None:
-            return _train_one(workspace, options, folder, log)
-        return _train_several(workspace, options, folder, log)
+        with enough_memory(options.batch_size):
+            return train_some(workspace, workspace.parts(options.lr_max), options, folder, log)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; the epochs that are done are saved, to go on: python run_train.py --resume {folder.path}"
         ) from None
 
 
-def _train_several(workspace: Workspace, options: TrainOptions, folder: RunFolder, log: Log) -> dict[str, Any]:
+def _train_several(
+    workspace: Workspace, parts: Parts, options: TrainOptions, folder: RunFolder, log: Log
+) -> dict[str, Any]:
     summaries = []
     for k in range(1, options.runs + 1):
         one = options.replace(seed=options.seed + k - 1, runs=None, out=str(folder.path), name=f"run-{k}")
@@ -96,13 +100,15 @@ def _train_several(workspace: Workspace, options: TrainOptions, folder: RunFolde
         run.path.mkdir(exist_ok=True)
         if not (run / "config.json").exists():
             run.write_config(one.as_dict())
-        summaries.append(run.summary() or _train_one(workspace, one, run, log))
+        summaries.append(run.summary() or _train_alone(workspace, parts, one, run, log))
     summary = aggregate(summaries)
     folder.write_summary(summary)
     log(console.several_line(summary))
     return summary
 
 
-def _train_one(workspace: Workspace, options: TrainOptions, folder: RunFolder, log: Log) -> dict[str, Any]:
+def _train_alone(
+    workspace: Workspace, parts: Parts, options: TrainOptions, folder: RunFolder, log: Log
+) -> dict[str, Any]:
     with reproducible(options.seed, workspace.device, deterministic=options.deterministic):
-        return Run(workspace, options, folder, log).to_the_end()
+        return Run(workspace, parts, options, folder, log).to_the_end()

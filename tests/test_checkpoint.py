@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, and never trusted."""
 
 import pickle
+import threading
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from fast_cifar import checkpoint
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.errors import UserError
+from tests.conftest import needs_cuda
 
 
 def contents(model, classes=10):
@@ -127,3 +129,93 @@ def test_weights_of_another_shape_are_refused(tmp_path, model):
     checkpoint.save(tmp_path / "x.pt", contents(model, classes=7))
     with pytest.raises(UserError, match="another network"):
         checkpoint.network_of(checkpoint.load(tmp_path / "x.pt"), tmp_path / "x.pt")
+
+
+def slow_save(monkeypatch):
+    """Holds the disk until `go` is set; returns (go, the files as they were written)."""
+    go, written = threading.Event(), []
+
+    def save(path, contents):
+        go.wait(10)
+        written.append((path.name, contents["epoch"]))
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    return go, written
+
+
+CPU = torch.device("cpu")
+
+
+def test_all_that_was_ordered_is_written_at_the_end(tmp_path, model):
+    with checkpoint.Writer(CPU) as writer:
+        for epoch in range(1, 4):
+            writer.save({tmp_path / "last.pt": contents(model) | {"epoch": epoch}})
+    assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
+
+
+def test_training_may_go_on_changing_the_weights(tmp_path, monkeypatch):
+    real, go = checkpoint.save, threading.Event()
+    monkeypatch.setattr(checkpoint, "save", lambda path, contents: go.wait(10) and real(path, contents))
+    weights = torch.zeros(3)
+    with checkpoint.Writer(CPU) as writer:
+        writer.save({tmp_path / "a.pt": {"model": {"w": weights}, "list": [weights]}})
+        weights.fill_(1)
+        go.set()
+    stored = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert not stored["model"]["w"].any()
+    assert not stored["list"][0].any()
+
+
+def test_a_slow_disk_holds_up_nothing_and_what_waits_gives_way_to_what_is_newer(tmp_path, monkeypatch):
+    go, written = slow_save(monkeypatch)
+    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+    with checkpoint.Writer(CPU) as writer:
+        writer.save({best: {"epoch": 1}, last: {"epoch": 1}})
+        while writer._waiting:  # until the thread has taken it
+            pass
+        writer.save({last: {"epoch": 2}})
+        writer.save({best: {"epoch": 3}, last: {"epoch": 3}})
+        writer.save({last: {"epoch": 4}})
+        assert not written
+        go.set()
+    assert written == [("best.pt", 1), ("last.pt", 1), ("best.pt", 3), ("last.pt", 4)]
+
+
+def order(path, then=lambda writer: None):
+    with checkpoint.Writer(CPU) as writer:
+        writer.save({path: {"epoch": 1}})
+        then(writer)
+
+
+def test_a_failed_write_is_raised_at_the_end(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        order(tmp_path / "gone" / "last.pt")
+
+
+def test_a_failed_write_is_raised_by_the_next_order(tmp_path):
+    def order_another(writer):
+        while not all(write.done() for write in writer._writes):
+            pass
+        writer.save({tmp_path / "last.pt": {"epoch": 2}})
+        raise AssertionError("the second order should have raised")
+
+    with pytest.raises(UserError, match="cannot write"):
+        order(tmp_path / "gone" / "last.pt", order_another)
+
+
+def test_an_interruption_is_not_hidden_and_what_was_ordered_is_written(tmp_path):
+    def interrupt(writer):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        order(tmp_path / "a.pt", interrupt)
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["epoch"] == 1
+
+
+@needs_cuda
+def test_a_copy_from_cuda_is_of_the_moment_of_the_order(tmp_path):
+    weights = torch.zeros(2**24, device="cuda")
+    with checkpoint.Writer(torch.device("cuda")) as writer:
+        writer.save({tmp_path / "a.pt": {"w": weights}})
+        weights.fill_(1)
+    assert not torch.load(tmp_path / "a.pt", weights_only=True)["w"].any()

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fast_cifar.custom_resnet import CustomResNet, parameter_count, probabilities
+from fast_cifar.custom_resnet import CustomResNet, MaxPool2, parameter_count, probabilities
+from fast_cifar.engine import TrainStep
+from fast_cifar.optimizer import make_optimizer
+from fast_cifar.runtime import Precision
 
 
 @pytest.fixture
@@ -91,3 +94,39 @@ def test_every_parameter_gets_a_gradient(images):
 def test_probabilities_are_the_softmax_in_float32():
     logits = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.bfloat16)
     torch.testing.assert_close(probabilities(logits), torch.softmax(torch.tensor([[1.0, 2.0, 3.0]]), 1))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (8, 6), (7, 5)])
+def test_the_form_of_pooling_that_is_compiled_has_the_same_values_and_gradients(monkeypatch, size):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 4, *size, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(3, 4, size[0] // 2, size[1] // 2, generator=generator)
+    results = []
+    for compiling in (False, True):
+        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiling=compiling: compiling)
+        pooled = MaxPool2()(images)
+        results.append((pooled, *torch.autograd.grad((pooled * weights).sum(), images)))
+    assert torch.equal(results[0][0], F.max_pool2d(images, 2))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_equal_pixels_share_the_gradient_of_a_compiled_pooling(monkeypatch):
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    images = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    MaxPool2()(images).sum().backward()
+    assert images.grad.flatten().tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_step_of_the_whole_network_has_the_losses_of_the_eager_one(dtype):
+    losses = {}
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(32, 3, 32, 32, generator=generator), torch.arange(32) % 10
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model = CustomResNet().to(memory_format=torch.channels_last).train()
+        step = TrainStep(model, make_optimizer(model, 1e-4), Precision("cpu", dtype), compile=compile)
+        losses[compile] = [step(inputs, labels)[0].item() for _ in range(4)]
+    assert losses[True] == pytest.approx(losses[False], abs=1e-3 if dtype == torch.float32 else 3e-2)
+    assert losses[True][-1] < losses[True][0]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fast_cifar.errors import UserError
 from fast_cifar.files import atomic_write
 
 
@@ -21,13 +22,13 @@ def test_the_file_appears_when_the_block_ends(tmp_path):
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="cannot write .*disk full"):
         fail(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_failure_makes_no_file(tmp_path):
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="cannot write .*disk full"):
         fail(tmp_path / "a")
     assert not list(tmp_path.iterdir())

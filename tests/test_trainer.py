@@ -133,3 +133,38 @@ def test_global_switches_and_randomness_are_left_alone(small_network, quick, tmp
     train(quick(out=str(tmp_path), name="a", epochs=1, deterministic=True, seed=3), log=silent)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.are_deterministic_algorithms_enabled() == before[1]
+
+
+def test_each_of_several_runs_is_the_run_that_its_seed_gives_alone(small_network, quick, tmp_path):
+    options = quick(out=str(tmp_path), dropout=0.2, deterministic=True, seed=3)
+    train(options.replace(name="several", runs=3), log=silent)
+    for k in (1, 2, 3):
+        train(options.replace(name=f"alone-{k}", seed=2 + k), log=silent)
+        alone, among = (
+            torch.load(tmp_path / path / "last.pt", weights_only=True) for path in (f"alone-{k}", f"several/run-{k}")
+        )
+        for key, value in alone["model"].items():
+            assert torch.equal(value, among["model"][key]), (k, key)
+
+
+def test_several_runs_compile_once(small_network, quick, tmp_path):
+    summaries = []
+    train(quick(out=str(tmp_path), name="several", runs=3, compile=True, epochs=1), log=silent)
+    for k in (1, 2, 3):
+        summaries.append(json.loads((tmp_path / f"several/run-{k}/summary.json").read_text()))
+    assert summaries[0]["compile_seconds"] > 0
+    assert [summary["compile_seconds"] for summary in summaries[1:]] == [0.0, 0.0]
+
+
+def test_out_of_memory_names_the_batch_size_and_leaves_no_folder(small_network, quick, tmp_path, monkeypatch):
+    def train_epoch(*positional, **keywords):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+    with pytest.raises(UserError, match="out of memory with --batch-size 8"):
+        train(quick(out=str(tmp_path), name="a"), log=silent)
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_peak_memory_is_in_the_summary(run):
+    assert run[1]["peak_memory_bytes"] > 10**7
