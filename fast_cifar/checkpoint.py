@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +23,14 @@ from fast_cifar.runtime import waiting_for_work_so_far
 FORMAT = "fast_cifar checkpoint 1"
 NETWORK = "CustomResNet"
 DESCRIPTION = frozenset({"classes", "mean", "std", "size", "options", "epoch", "model"})
-TRAINING = frozenset({"best", "optimizer", "scheduler", "scaler", "random_state", "steps_per_epoch"})
+TRAINING = frozenset(
+    {"best", "optimizer", "scheduler", "scaler", "random_state", "steps_per_epoch", "tally", "threads"}
+)
 
 
-def save(path: Path, contents: dict[str, Any]) -> None:
-    """Writes `contents`, which `torch.load(weights_only=True)` reads again; see `load` for the keys.
+def save(path: Path, contents: dict[str, Any], previous: Path | None = None) -> None:
+    """Writes `contents`, which `torch.load(weights_only=True)` reads again; see `load` for the keys. What was there is
+    kept as `previous`.
 
     Raises:
         UserError: the folder cannot be written to, or is full.
@@ -34,26 +38,31 @@ def save(path: Path, contents: dict[str, Any]) -> None:
     buffer = io.BytesIO()  # torch turns the errors of a file, such as a full disk, into ones that say nothing
     on_cpu = _with_tensors(contents, Tensor.cpu)  # so that any machine can read it
     torch.save({"format": FORMAT, "network": NETWORK, **on_cpu}, buffer)
-    with atomic_write(path) as file:
+    with atomic_write(path, previous=previous) as file:
         file.write(buffer.getbuffer())
 
 
 class Writer:
     """Writes checkpoints beside the training, which waits for nothing but a place in the queue.
 
-        with Writer(device) as writer:
+        with Writer(device, keep={folder.last: folder.previous}) as writer:
             writer.save({folder.best: contents, folder.last: contents})
         # now all is written
 
     An epoch may take less time than the disk does. Then what waits to be written gives way to newer contents of the
     same file. Files of one `save` are written in their order, and none before those of an earlier `save` that remain.
 
+    Args:
+        device: where the tensors are.
+        keep: for a file, under which name its contents before the last are kept.
+
     Raises, from `save` or at the end of the block:
         UserError: a file could not be written.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, keep: Mapping[Path, Path] | None = None) -> None:
         self._device = device
+        self._keep = keep or {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._lock = threading.Lock()
         self._waiting: dict[Path, tuple[Callable[[], None], dict[str, Any]]] = {}
@@ -83,7 +92,7 @@ class Writer:
             waiting, self._waiting = self._waiting, {}
         for path, (until_copied, contents) in waiting.items():
             until_copied()
-            save(path, contents)
+            save(path, contents, self._keep.get(path))
 
     def _raise_what_failed(self) -> None:
         running = [write for write in self._writes if not write.done()]
@@ -121,7 +130,7 @@ def load(path: str | Path) -> dict[str, Any]:
     if os.path.getsize(path) == 0:
         raise UserError(f"{path} is empty; use another checkpoint of the run")
     unreadable = f"{path} is no readable checkpoint: it is damaged, or something else"
-    if not zipfile.is_zipfile(path):
+    if not _is_whole(path):
         raise UserError(unreadable)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -133,6 +142,15 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} holds the network {contents.get('network')!r}; only {NETWORK!r} can be used here")
     _require(contents, DESCRIPTION, path)
     return contents
+
+
+def _is_whole(path: str | Path) -> bool:
+    """Whether the checksum of every part of the file is right, which torch does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError, zlib.error):
+        return False
 
 
 def load_training(path: str | Path) -> dict[str, Any]:

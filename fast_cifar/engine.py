@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,47 +187,98 @@ class _StepGraph:
         return self._results
 
 
-@dataclass(frozen=True)
-class EpochResult:
-    """What one pass over the training images came to: mean loss, accuracy in 0..1, images, and seconds of training."""
+@dataclass
+class Tally:
+    """What an epoch has come to so far.
 
-    loss: float
-    accuracy: float
-    images: int
-    seconds: float
+    Attributes:
+        loss_sum, correct_sum: over its images, float32 and int64, 0-dimensional, on the device.
+        images, steps: how many were trained.
+        seconds, images_in_them: of training in this process, which may have taken over in the middle of the epoch.
+    """
+
+    loss_sum: Tensor
+    correct_sum: Tensor
+    images: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    images_in_them: int = 0
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Tally:
+        return cls(torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device))
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of an image. Waits for the device, as `accuracy` does."""
+        return self.loss_sum.item() / self.images
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct_sum.item() / self.images
 
     @property
     def images_per_second(self) -> float:
-        return self.images / self.seconds
+        return self.images_in_them / self.seconds if self.seconds else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: all but the clock's time."""
+        return {name: getattr(self, name) for name in ("loss_sum", "correct_sum", "images", "steps")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.loss_sum.copy_(state["loss_sum"])
+        self.correct_sum.copy_(state["correct_sum"])
+        self.images, self.steps = state["images"], state["steps"]
 
 
-def train_epoch(step: TrainStep, loader: Batches, scheduler: LRScheduler, *, title: str = "") -> EpochResult:
-    """Trains on every batch of `loader` and advances `scheduler` after each update.
+def train_epoch(
+    step: TrainStep,
+    batches: Batches,
+    scheduler: LRScheduler,
+    tally: Tally | None = None,
+    *,
+    check: Callable[[], None] = lambda: None,
+    title: str = "",
+    steps: int | None = None,
+) -> Tally:
+    """Trains on every batch and advances `scheduler` after each update.
 
     Loss and correct answers add up on the device, and the host waits for them once, at the end. A progress bar, on a
     terminal only, looks at them once a second: a third of a second, an epoch on a fast card, passes without a look.
+
+    Args:
+        tally: of the batches of the epoch before these; it is added to.
+        check: called after each step; when it raises, the tally is right up to that step.
+        title, steps: what the progress bar says, and the steps of the whole epoch.
     """
     step.model.train()
     device = next(step.model.parameters()).device
-    loss_sum, correct_sum = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    images = 0
+    tally = Tally.empty(device) if tally is None else tally
     synchronize(device)
     start = last_look = time.perf_counter()
-    with tqdm(loader, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True) as bar:
-        for inputs, labels in bar:
+    bar = tqdm(
+        total=steps, initial=tally.steps, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True
+    )
+    try:
+        for inputs, labels in batches:
             loss, correct, advanced = step(inputs, labels)
             if advanced:
                 scheduler.step()
-            loss_sum.add_(loss, alpha=len(labels))
-            correct_sum.add_(correct)
-            images += len(labels)
+            tally.loss_sum.add_(loss, alpha=len(labels))
+            tally.correct_sum.add_(correct)
+            tally.images += len(labels)
+            tally.images_in_them += len(labels)
+            tally.steps += 1
+            bar.update()
             if not bar.disable and time.perf_counter() - last_look > 1.0:
-                so_far = f"loss {loss_sum.item() / images:.4f}, accuracy {correct_sum.item() / images:.2%}"
-                bar.set_postfix_str(so_far, refresh=False)
+                bar.set_postfix_str(f"loss {tally.loss:.4f}, accuracy {tally.accuracy:.2%}", refresh=False)
                 last_look = time.perf_counter()
+            check()
+    finally:
         synchronize(device)
-        seconds = time.perf_counter() - start
-    return EpochResult(loss_sum.item() / images, correct_sum.item() / images, images, seconds)
+        tally.seconds += time.perf_counter() - start
+        bar.close()
+    return tally
 
 
 @dataclass(frozen=True)
@@ -249,12 +300,19 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, loader: Batches, precision: Precision, *, tta: bool = False, title: str = ""
+    model: nn.Module,
+    loader: Batches,
+    precision: Precision,
+    *,
+    tta: bool = False,
+    check: Callable[[], None] = lambda: None,
+    title: str = "",
 ) -> Evaluation:
     """Answers every image of `loader` with the network in evaluation mode; its training flag is as before afterwards.
 
     Args:
         tta: average the logits of a picture and of its mirror image.
+        check: called after each batch; it may raise.
         title: what the progress bar says.
     """
     was_training = model.training
@@ -269,6 +327,7 @@ def evaluate(
                 logits = (logits + model(inputs.flip(-1)).float()) / 2
             all_logits.append(logits)
             all_labels.append(labels.clone())
+            check()
     model.train(was_training)
     logits, labels = torch.cat(all_logits), torch.cat(all_labels)
     correct = int((logits.argmax(dim=1) == labels).sum())

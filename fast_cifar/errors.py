@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from fast_cifar.signals import interrupt_on_sigterm
+
 
 class UserError(Exception):
     """Something the user can mend: the message is one line that says what is wrong, where, and what to do."""
@@ -14,11 +16,13 @@ def run_script(script: Callable[[], None]) -> int:
     """Runs a script's body and turns the way it ends into an exit code.
 
     Returns:
-        0 done; 2 the user can mend it (one line on standard error that begins `error: `); 130 interrupted.
+        0 done; 2 the user can mend it (one line on standard error that begins `error: `); 130 interrupted, by Ctrl-C or
+        by SIGTERM.
         Any other exception passes through, so that Python prints its traceback and exits with 1.
     """
     try:
-        script()
+        with interrupt_on_sigterm():
+            script()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

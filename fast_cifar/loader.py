@@ -122,12 +122,14 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (inputs, labels): dtype [B, 3, H, W] in channels_last, and int64 [B]."""
-        return self._batches(*self.draws(self.epoch))
+        return self.batches()
 
-    def _batches(self, permutation: Tensor, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """What iterating yields, from batch `first` of the epoch, 0-based, on."""
+        permutation, draws = self.draws(self.epoch)
         starts = self._window_starts(permutation, draws)
         labels = self.labels[permutation]
-        for begin in range(0, len(self) * self.batch_size, self.batch_size):
+        for begin in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             part = slice(begin, begin + self.batch_size)
             whole = begin + self.batch_size <= len(labels)
             # The short batch that ends an evaluation is not worth a compilation of its own.

@@ -17,7 +17,9 @@ DEFAULT_LR_MAX = 0.003
 LR_MIN_DIVISOR = 100  # LRMIN, where it is not given, is LRMAX over this
 
 # What may change when a run is resumed: the machine, not the recipe.
-MACHINE = frozenset({"device", "compile", "amp", "amp_dtype", "channels_last", "data", "data_dir", "mirror"})
+MACHINE = frozenset(
+    {"device", "compile", "amp", "amp_dtype", "channels_last", "data", "data_dir", "mirror", "checkpoint_steps"}
+)
 
 DEMO = {
     "data": "synthetic",
@@ -188,6 +190,9 @@ class TrainOptions(CommonOptions):
         "recipe", None, "train N times, with seeds SEED, SEED+1, ..., and report mean and spread", metavar="N"
     )
     eval_every: int = option("output", 1, "test every N epochs; the last one always", metavar="N")
+    checkpoint_steps: int | None = option(
+        "output", None, "write last.pt every N steps, too, where an epoch takes long", metavar="N"
+    )
     tta: bool = option(
         "output", False, "test-time augmentation: average the answers for a picture and its mirror image"
     )
@@ -204,6 +209,7 @@ class TrainOptions(CommonOptions):
         super().check()
         for name in ("epochs", "peak_epoch", "runs", "eval_every"):
             self._check_count(name, most=10_000)
+        self._check_count("checkpoint_steps")
         for name in ("lr_max", "lr_min"):
             self._check_rate(name)
         if self.peak_epoch is not None and self.peak_epoch >= self.epochs:

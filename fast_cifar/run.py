@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from fast_cifar import checkpoint, console, gallery, plots
 from fast_cifar.assembly import Parts, Workspace
 from fast_cifar.custom_resnet import parameter_count
-from fast_cifar.engine import EpochResult, Evaluation, evaluate, train_epoch
+from fast_cifar.engine import Evaluation, Tally, evaluate, train_epoch
 from fast_cifar.errors import UserError
 from fast_cifar.memory import peak_memory
 from fast_cifar.optimizer import load_state, make_scheduler
@@ -22,8 +23,14 @@ from fast_cifar.options import SIZE, TrainOptions
 from fast_cifar.run_folder import RunFolder
 from fast_cifar.runtime import describe_device, random_state, set_random_state
 from fast_cifar.schedules import one_cycle
+from fast_cifar.signals import Stopped, StopRequest, stop_on_signal
 
-PLACES = frozenset({"name", "out", "resume"})  # where a run lies is no part of what its checkpoints say
+# Where a run lies and how often it is saved is no part of what its checkpoints say.
+PLACES = frozenset({"name", "out", "resume", "checkpoint_steps"})
+
+
+class Diverged(UserError):
+    """The loss became infinite or NaN."""
 
 
 def cycle_steps(options: TrainOptions, steps_per_epoch: int) -> tuple[int, int]:
@@ -69,16 +76,19 @@ class Run:
         self.multiplier = one_cycle(total, peak, options.lr_min, options.lr_max)
         self.scheduler = make_scheduler(self.optimizer, options.lr_max, self.multiplier)
         self.epoch = 0
+        self.tally = Tally.empty(workspace.device)
+        self.stop = StopRequest()
         self.best = -1.0
         self.save_seconds = 0.0
         self.history: list[dict[str, Any]] = []
 
     def to_the_end(self) -> dict[str, Any]:
         workspace, options = self.workspace, self.options
-        if self.folder.last.exists():
-            self._restore()
-        else:
+        contents = self._last_checkpoint()
+        if contents is None:
             self.folder.cut_history(0)
+        else:
+            self._restore(contents)
         for line in console.opening_lines(workspace, options, describe_device(workspace.device), len(self.loader)):
             self.log(line)
         if not plots.matplotlib_available():
@@ -88,13 +98,18 @@ class Run:
         first = self.epoch
         evaluation = None
         with (
-            checkpoint.Writer(workspace.device) as writer,
+            stop_on_signal(lambda: self.log("stopping after this step; once more to stop at once")) as self.stop,
+            checkpoint.Writer(workspace.device, keep={self.folder.last: self.folder.previous}) as writer,
             tqdm(
                 total=options.epochs, initial=first, desc="epochs", unit="epoch", disable=None, dynamic_ncols=True
             ) as bar,
         ):
             for epoch in range(first + 1, options.epochs + 1):
-                evaluation = self._one_epoch(epoch, writer)
+                try:
+                    evaluation = self._one_epoch(epoch, writer)
+                except Stopped:
+                    writer.save({self.folder.last: self._training_state()})
+                    raise KeyboardInterrupt from None
                 pace = (time.perf_counter() - started) / (epoch - first)
                 counts = {split: len(loader.labels) for split, loader in self.eval_loaders.items()}
                 self.log(console.epoch_line(self.history[-1], options.epochs, counts, pace * (options.epochs - epoch)))
@@ -116,52 +131,71 @@ class Run:
         """Trains, evaluates, writes history, orders checkpoints; returns the evaluation on the test split, if any."""
         options = self.options
         self.loader.set_epoch(epoch - 1)
-        result = train_epoch(self.step, self.loader, self.scheduler, title=f"epoch {epoch}/{options.epochs}")
+        self._train_what_is_left(epoch, writer)
         started = time.perf_counter()
         evaluations: dict[str, Evaluation | None] = dict.fromkeys(self.eval_loaders)
         if epoch % options.eval_every == 0 or epoch == options.epochs:
             evaluations = {split: self._evaluate(split) for split in self.eval_loaders}
-        row = self._row(epoch, result, evaluations) | {"evaluation_seconds": time.perf_counter() - started}
-        self._refuse_divergence(row)
+        row = self._row(epoch, evaluations) | {"evaluation_seconds": time.perf_counter() - started}
+        self._refuse_divergence(epoch, [value for key, value in row.items() if key.endswith("_loss")])
         self.folder.append_history(row)
         self.history.append(row)
-        self.epoch = epoch
+        self.epoch, self.tally = epoch, Tally.empty(self.workspace.device)
         started = time.perf_counter()
         writer.save(self._checkpoints(row))
         self.save_seconds += time.perf_counter() - started
         return evaluations["test"]
 
-    def _refuse_divergence(self, row: dict[str, Any]) -> None:
-        losses = [row["train_loss"], row["test_loss"], row.get("val_loss")]
+    def _train_what_is_left(self, epoch: int, writer: checkpoint.Writer) -> None:
+        """Trains on the rest of an epoch, of which a checkpoint may have been written in the middle."""
+        steps, every = len(self.loader), self.options.checkpoint_steps or len(self.loader)
+        batches = self.loader.batches(self.tally.steps)
+        while self.tally.steps < steps:
+            some = itertools.islice(batches, every - self.tally.steps % every)
+            title = f"epoch {epoch}/{self.options.epochs}"
+            train_epoch(self.step, some, self.scheduler, self.tally, check=self.stop.check, title=title, steps=steps)
+            if self.tally.steps < steps:
+                self._refuse_divergence(epoch, [self.tally.loss])
+                writer.save({self.folder.last: self._training_state()})
+
+    def _refuse_divergence(self, epoch: int, losses: list[float | None]) -> None:
         if all(math.isfinite(loss) for loss in losses if loss is not None):
             return
         kept = f"; {self.folder.path} keeps the epochs before" if self.epoch else ""
-        raise UserError(
-            f"the loss diverged in epoch {row['epoch']}, at learning rates up to {self.options.lr_max:g}; "
+        raise Diverged(
+            f"the loss diverged in epoch {epoch}, at learning rates up to {self.options.lr_max:g}; "
             f"lower --lr-max (run_lrfind.py measures one){kept}"
         )
 
-    def _row(self, epoch: int, result: EpochResult, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
+    def _row(self, epoch: int, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
         last_step = max(0, self.scheduler.last_epoch - 1)  # float16 may have skipped some
         row: dict[str, Any] = {
             "epoch": epoch,
             "lr": self.options.lr_max * self.multiplier(last_step),
-            "train_loss": result.loss,
-            "train_accuracy": result.accuracy,
+            "train_loss": self.tally.loss,
+            "train_accuracy": self.tally.accuracy,
         }
         for split, evaluation in evaluations.items():
             row[f"{split}_loss"] = evaluation.loss if evaluation else None
             row[f"{split}_accuracy"] = evaluation.accuracy if evaluation else None
-        return row | {"images_per_second": result.images_per_second, "seconds": result.seconds}
+        return row | {"images_per_second": self.tally.images_per_second, "seconds": self.tally.seconds}
 
     def _evaluate(self, split: str) -> Evaluation:
         loader = self.eval_loaders[split]
-        return evaluate(self.model, loader, self.workspace.precision, tta=self.options.tta, title=split)
+        precision, tta = self.workspace.precision, self.options.tta
+        return evaluate(self.model, loader, precision, tta=tta, check=self.stop.check, title=split)
 
     def _checkpoints(self, row: dict[str, Any]) -> dict[Path, dict[str, Any]]:
         """What is to be written after an epoch: best.pt when it is the best so far, then last.pt."""
-        checkpoints = {}
-        described = {
+        judge = "val_accuracy" if "val" in self.eval_loaders else "test_accuracy"
+        if row[judge] is None or row[judge] <= self.best:
+            return {self.folder.last: self._training_state()}
+        self.best = row[judge]
+        return {self.folder.best: self._description(), self.folder.last: self._training_state()}
+
+    def _description(self) -> dict[str, Any]:
+        """The network as it is now, and what one has to know to use it."""
+        return {
             "classes": self.workspace.data.classes,
             "mean": list(self.loader.mean),
             "std": list(self.loader.std),
@@ -170,23 +204,38 @@ class Run:
             "epoch": self.epoch,
             "model": self.model.state_dict(),
         }
-        judge = "val_accuracy" if "val" in self.eval_loaders else "test_accuracy"
-        if row[judge] is not None and row[judge] > self.best:
-            self.best = row[judge]
-            checkpoints[self.folder.best] = described
-        training = {
+
+    def _training_state(self) -> dict[str, Any]:
+        """Where the run stands: all that it needs to go on as if it had never stopped."""
+        return self._description() | {
+            "tally": self.tally.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "random_state": random_state(self.workspace.device),
             "steps_per_epoch": len(self.loader),
+            "threads": torch.get_num_threads(),
         }
-        return checkpoints | {self.folder.last: described | training}
 
-    def _restore(self) -> None:
-        """Goes back to where last.pt was written; what the history says beyond that is done again."""
-        contents = checkpoint.load_training(self.folder.last)
+    def _last_checkpoint(self) -> dict[str, Any] | None:
+        """last.pt, or the one before it where that is damaged; None before the first."""
+        last, previous = self.folder.last, self.folder.previous
+        try:
+            if last.exists():
+                return checkpoint.load_training(last)
+        except UserError as damage:
+            if not previous.exists():
+                raise
+            self.log(f"{damage}; going on from the checkpoint before it")
+        if not previous.exists():
+            return None
+        contents = checkpoint.load_training(previous)
+        previous.replace(last)  # or the next save would keep the damaged one as the previous
+        return contents
+
+    def _restore(self, contents: dict[str, Any]) -> None:
+        """Goes back to where a checkpoint was written; what the history says beyond that is done again."""
         if contents["classes"] != self.workspace.data.classes:
             raise UserError(f"{self.folder.path} was trained on other classes than those of {self.options.data}")
         pictures = (list(self.loader.mean), list(self.loader.std), len(self.loader))
@@ -199,8 +248,15 @@ class Run:
             self.step.load_scaler(contents["scaler"])
         set_random_state(self.workspace.device, contents["random_state"])
         self.best, self.epoch = contents["best"], contents["epoch"]
+        self.tally.load_state_dict(contents["tally"])
         self.history = self.folder.cut_history(self.epoch)
-        self.log(f"going on after epoch {self.epoch} of {self.folder.path}")
+        steps = f" and {self.tally.steps} steps" if self.tally.steps else ""
+        self.log(f"going on after epoch {self.epoch}{steps} of {self.folder.path}")
+        if self.options.deterministic and contents["threads"] != torch.get_num_threads():
+            self.log(
+                f"--deterministic: it was begun with {contents['threads']} threads and goes on with "
+                f"{torch.get_num_threads()}, so the numbers may differ in their last bits"
+            )
 
     def _finish(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
         """Pictures, then the summary: a run folder with a summary is complete."""
@@ -221,7 +277,7 @@ class Run:
             "epochs": self.epoch,
             "seed": self.options.seed,
             "seconds": seconds,
-            "images_per_second": images / seconds,
+            "images_per_second": images / seconds if seconds else 0.0,
             "evaluation_seconds": sum(row["evaluation_seconds"] for row in self.history),
             "save_seconds": self.save_seconds,
             "compile_seconds": compile_seconds,
@@ -233,6 +289,7 @@ class Run:
             "parameters": parameter_count(self.model),
         }
         self.folder.write_summary(summary)
+        self.folder.previous.unlink(missing_ok=True)
         for line in console.closing_lines(summary, str(self.folder.path)):
             self.log(line)
         return summary

@@ -20,6 +20,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last = path / "last.pt"
+        self.previous = path / "previous.pt"
         self.best = path / "best.pt"
 
     @classmethod
@@ -48,6 +49,11 @@ class RunFolder:
         if not os.path.isfile(path / "config.json"):
             raise UserError(f"{path} is not a run folder: it has no config.json")
         return cls(path)
+
+    def tidy(self) -> None:
+        """Removes what a killed process had begun to write, here and in the folders of single runs."""
+        for temporary in self.path.rglob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -86,8 +92,17 @@ class RunFolder:
         return rows
 
     def append_history(self, row: Mapping[str, Any]) -> None:
-        with (self / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """Adds a line to `metrics.jsonl`.
+
+        Raises:
+            UserError: the folder cannot be written to, or is full.
+        """
+        path = self / "metrics.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror}); make room and --resume {self.path}") from error
 
     def cut_history(self, epochs: int) -> list[dict[str, Any]]:
         """Drops what came after `epochs` epochs, and returns the rest."""

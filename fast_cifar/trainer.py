@@ -16,7 +16,7 @@ from fast_cifar.errors import UserError
 from fast_cifar.lr_finder import sweep, write_range_test
 from fast_cifar.memory import enough_memory, reset_peak_memory
 from fast_cifar.options import RangeTestOptions, TrainOptions
-from fast_cifar.run import Run, cycle_steps
+from fast_cifar.run import Diverged, Run, cycle_steps
 from fast_cifar.run_folder import RunFolder, check_new, new_path
 from fast_cifar.runtime import reproducible
 
@@ -68,6 +68,7 @@ def _start(options: TrainOptions, log: Log) -> dict[str, Any]:
 
 def _resume(options: TrainOptions, log: Log) -> dict[str, Any]:
     folder = RunFolder.open(Path(options.resume))
+    folder.tidy()
     options = options.continued(folder.config())
     options.check()
     finished = folder.summary()
@@ -85,14 +86,14 @@ def _train(workspace: Workspace, options: TrainOptions, folder: RunFolder, log: 
             return train_some(workspace, workspace.parts(options.lr_max), options, folder, log)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; the epochs that are done are saved, to go on: python run_train.py --resume {folder.path}"
+            f"interrupted; what is done is saved, to go on: python run_train.py --resume {folder.path}"
         ) from None
 
 
 def _train_several(
     workspace: Workspace, parts: Parts, options: TrainOptions, folder: RunFolder, log: Log
 ) -> dict[str, Any]:
-    summaries = []
+    summaries, failures = [], []
     for k in range(1, options.runs + 1):
         one = options.replace(seed=options.seed + k - 1, runs=None, out=str(folder.path), name=f"run-{k}")
         log(f"run {k} of {options.runs}, seed {one.seed}")
@@ -100,10 +101,18 @@ def _train_several(
         run.path.mkdir(exist_ok=True)
         if not (run / "config.json").exists():
             run.write_config(one.as_dict())
-        summaries.append(run.summary() or _train_alone(workspace, parts, one, run, log))
-    summary = aggregate(summaries)
+        try:
+            summaries.append(run.summary() or _train_alone(workspace, parts, one, run, log))
+        except Diverged as error:
+            failures.append(f"seed {one.seed}: {error}")
+            log(f"run {k} failed: {error}")
+    if not summaries:
+        raise Diverged(f"all {options.runs} runs failed; {failures[0]}")
+    summary = aggregate(summaries) | {"failures": failures}
     folder.write_summary(summary)
     log(console.several_line(summary))
+    if failures:
+        raise Diverged(f"{len(failures)} of {options.runs} runs failed; {failures[0]}")
     return summary
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fast_cifar import engine, train
 from fast_cifar import run as run_module
 from fast_cifar.options import TrainOptions
+from fast_cifar.signals import Stopped, StopRequest
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -99,14 +100,25 @@ def interrupted_after(epochs, monkeypatch):
     """Makes training stop with Ctrl-C in the middle of the epoch after `epochs`."""
     calls = iter(range(1000))
 
-    def train_epoch(step, loader, scheduler, **keywords):
+    def train_epoch(step, batches, scheduler, tally, **keywords):
         if next(calls) == epochs:
-            step(*next(iter(loader)))
+            step(*next(iter(batches)))
             scheduler.step()
             raise KeyboardInterrupt
-        return engine.train_epoch(step, loader, scheduler, **keywords)
+        return engine.train_epoch(step, batches, scheduler, tally, **keywords)
 
     monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+
+
+def stopped_at_check(n, monkeypatch):
+    """Makes the n-th look for a signal, after a step or a batch of an evaluation, find one."""
+    calls = iter(range(1, 1000))
+
+    def check(self):
+        if next(calls) == n:
+            raise Stopped
+
+    monkeypatch.setattr(StopRequest, "check", check)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """One run, a small one: what it writes, and that it goes on where it stopped."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from fast_cifar import TrainOptions, checkpoint, engine, train
 from fast_cifar import run as run_module
 from fast_cifar.errors import UserError
 from fast_cifar.run import cycle_steps
-from tests.conftest import interrupted_after, needs_cuda, rows, silent, without_times
+from tests.conftest import SmallNetwork, interrupted_after, needs_cuda, rows, silent, stopped_at_check, without_times
 
 
 def test_the_folder_holds_all_that_was_promised(run):
@@ -225,14 +226,19 @@ def test_without_matplotlib_a_run_says_so_and_draws_the_grids(small_network, qui
     assert not (tmp_path / "a/curves.png").exists()
 
 
+def diverge_in_epoch(epoch, monkeypatch, seeds=None):
+    def train_epoch(step, batches, scheduler, tally, *, title, **keywords):
+        engine.train_epoch(step, batches, scheduler, tally, title=title, **keywords)
+        if title.startswith(f"epoch {epoch}/"):
+            tally.loss_sum.fill_(float("nan"))
+
+    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+
+
 def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(
     small_network, quick, tmp_path, monkeypatch
 ):
-    def train_epoch(step, loader, scheduler, **keywords):
-        result = engine.train_epoch(step, loader, scheduler, **keywords)
-        return result if loader.epoch == 0 else engine.EpochResult(float("nan"), 0.1, result.images, result.seconds)
-
-    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+    diverge_in_epoch(2, monkeypatch)
     with pytest.raises(UserError, match=r"diverged in epoch 2.*0\.001"):
         train(quick(out=str(tmp_path), name="a", epochs=3), log=silent)
     assert checkpoint.load(tmp_path / "a/last.pt")["epoch"] == 1
@@ -273,3 +279,149 @@ def test_the_peak_is_the_last_step_of_its_epoch(epochs, peak_epoch, steps, expec
 def test_too_few_steps_for_a_cycle_are_refused(epochs, peak_epoch, steps):
     with pytest.raises(UserError, match="too few steps"):
         cycle_steps(TrainOptions(epochs=epochs, peak_epoch=peak_epoch), steps)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(quick, tmp_path_factory):
+    """The folder of a run of 2 epochs, each of 3 steps and of 3 batches to test."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("assembly", "checkpoint"):
+            patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
+        train(quick(out=str(out), name="a", dropout=0.3, deterministic=True), log=silent)
+    return out / "a"
+
+
+def assert_same_end(folder, other):
+    """The last checkpoints hold the same, bit for bit, and the histories but for the times."""
+    mine, theirs = (torch.load(path / "last.pt", weights_only=True) for path in (folder, other))
+    assert_equal(mine, theirs)
+    assert [*map(without_times, rows(folder))] == [*map(without_times, rows(other))]
+    assert not (folder / "previous.pt").exists()
+
+
+def assert_equal(a, b, name="checkpoint"):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), name
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), name
+        for key in a:
+            assert_equal(a[key], b[key], f"{name}[{key!r}]")
+    else:
+        assert a == b, name
+
+
+@pytest.mark.parametrize("check", range(1, 13))
+def test_a_run_stopped_at_any_step_or_test_batch_ends_as_one_that_never_was(
+    small_network, quick, tmp_path, monkeypatch, never_stopped, check
+):
+    with monkeypatch.context() as patch:
+        stopped_at_check(check, patch)
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
+            train(quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True), log=silent)
+    train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+    assert_same_end(tmp_path / "a", never_stopped)
+
+
+def test_a_run_killed_after_a_checkpoint_inside_an_epoch_goes_on_from_it(
+    small_network, quick, tmp_path, monkeypatch, never_stopped
+):
+    options = quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True, checkpoint_steps=2)
+    with monkeypatch.context() as patch:
+        interrupted_after(3, patch)  # an epoch is two steps and one: after two steps of the second
+        with pytest.raises(KeyboardInterrupt):
+            train(options, log=silent)
+    contents = checkpoint.load_training(tmp_path / "a/last.pt")
+    assert (contents["epoch"], contents["tally"]["steps"]) == (1, 2)
+    train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+    assert_same_end(tmp_path / "a", never_stopped)
+
+
+def flip(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flip, lambda data: data[:-100], lambda data: b""], ids=["flip", "cut", "empty"])
+def test_a_damaged_last_checkpoint_is_said_and_the_one_before_is_used(
+    small_network, quick, tmp_path, monkeypatch, never_stopped, damage
+):
+    with monkeypatch.context() as patch:
+        stopped_at_check(9, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True), log=silent)
+    last = tmp_path / "a/last.pt"
+    last.write_bytes(damage(last.read_bytes()))
+    lines = []
+    train(TrainOptions(resume=str(tmp_path / "a")), log=lines.append)
+    assert any("last.pt" in line and "going on from the checkpoint before" in line for line in lines)
+    assert_same_end(tmp_path / "a", never_stopped)
+
+
+def test_without_a_sound_checkpoint_a_run_is_refused_and_nothing_is_touched(
+    small_network, quick, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stopped_at_check(9, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a"), log=silent)
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "a" / name).write_bytes(b"junk")
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    with pytest.raises(UserError, match=r"no readable checkpoint"):
+        train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+def test_what_a_killed_process_was_writing_is_removed(small_network, quick, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopped_at_check(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a"), log=silent)
+    (tmp_path / "a/.last.pt.0123abcd.tmp").write_bytes(b"half")
+    train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+    assert not [path for path in (tmp_path / "a").iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files as Unix does")
+def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
+    small_network, quick, tmp_path, monkeypatch, never_stopped
+):
+    import resource
+
+    def train_epoch(step, batches, scheduler, tally, *, title, **keywords):
+        if title == "epoch 2/2":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        return engine.train_epoch(step, batches, scheduler, tally, title=title, **keywords)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "train_epoch", train_epoch)
+        try:
+            with pytest.raises(UserError, match=r"cannot write .*last\.pt \(File too large\); make room"):
+                train(quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True), log=silent)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.load_training(tmp_path / "a/last.pt")["epoch"] == 1
+    assert not [path for path in (tmp_path / "a").iterdir() if path.suffix == ".tmp"]
+    train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+    assert_same_end(tmp_path / "a", never_stopped)
+
+
+def test_a_loss_that_diverges_inside_an_epoch_never_reaches_a_checkpoint(small_network, quick, tmp_path, monkeypatch):
+    diverge_in_epoch(2, monkeypatch)
+    with pytest.raises(UserError, match="diverged in epoch 2"):
+        train(quick(out=str(tmp_path), name="a", checkpoint_steps=1), log=silent)
+    contents = checkpoint.load_training(tmp_path / "a/last.pt")
+    assert (contents["epoch"], contents["tally"]["steps"]) == (1, 0)
+
+
+def test_another_number_of_threads_is_said_where_it_matters(small_network, quick, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopped_at_check(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a", deterministic=True), log=silent)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 77)
+    lines = []
+    train(TrainOptions(resume=str(tmp_path / "a")), log=lines.append)
+    assert any("77" in line and "--deterministic" in line for line in lines)

@@ -1,11 +1,12 @@
 """What `train` does around a run: it refuses, resumes, repeats with other seeds, and leaves no trace."""
 
+import itertools
 import json
 
 import pytest
 import torch
 
-from fast_cifar import TrainOptions, train
+from fast_cifar import TrainOptions, engine, train
 from fast_cifar import run as run_module
 from fast_cifar.errors import UserError
 from tests.conftest import interrupted_after, rows, silent
@@ -168,3 +169,28 @@ def test_out_of_memory_names_the_batch_size_and_leaves_no_folder(small_network, 
 
 def test_the_peak_memory_is_in_the_summary(run):
     assert run[1]["peak_memory_bytes"] > 10**7
+
+
+def test_several_runs_go_on_after_one_that_diverged_and_report_it(small_network, quick, tmp_path, monkeypatch):
+    def train_epoch(step, batches, scheduler, tally, **keywords):
+        engine.train_epoch(step, batches, scheduler, tally, **keywords)
+        if next(epochs) == 1:  # the second epoch of the first run
+            tally.loss_sum.fill_(float("nan"))
+
+    epochs = itertools.count()
+    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+    lines = []
+    with pytest.raises(UserError, match=r"1 of 3 runs failed; seed 0: the loss diverged in epoch 2"):
+        train(quick(out=str(tmp_path), name="several", runs=3), log=lines.append)
+    summary = json.loads((tmp_path / "several/summary.json").read_text())
+    assert summary["n"] == 2
+    assert len(summary["failures"]) == 1
+    assert any(line.startswith("run 1 failed") for line in lines)
+    assert (tmp_path / "several/run-1/last.pt").exists()
+    assert (tmp_path / "several/run-3/summary.json").exists()
+
+
+def test_when_all_of_several_runs_diverge_there_is_no_summary(small_network, quick, tmp_path):
+    with pytest.raises(UserError, match="all 2 runs failed; seed 0"):
+        train(quick(out=str(tmp_path), name="several", runs=2, lr_max=1e6, weight_decay=1e6), log=silent)
+    assert not (tmp_path / "several").exists()
