@@ -135,7 +135,7 @@ def slow_save(monkeypatch):
     """Holds the disk until `go` is set; returns (go, the files as they were written)."""
     go, written = threading.Event(), []
 
-    def save(path, contents):
+    def save(path, contents, previous=None):
         go.wait(10)
         written.append((path.name, contents["epoch"]))
 
@@ -155,7 +155,7 @@ def test_all_that_was_ordered_is_written_at_the_end(tmp_path, model):
 
 def test_training_may_go_on_changing_the_weights(tmp_path, monkeypatch):
     real, go = checkpoint.save, threading.Event()
-    monkeypatch.setattr(checkpoint, "save", lambda path, contents: go.wait(10) and real(path, contents))
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: go.wait(10) and real(*arguments))
     weights = torch.zeros(3)
     with checkpoint.Writer(CPU) as writer:
         writer.save({tmp_path / "a.pt": {"model": {"w": weights}, "list": [weights]}})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -391,6 +392,8 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
 
     def train_epoch(step, batches, scheduler, tally, *, title, **keywords):
         if title == "epoch 2/2":
+            while not (tmp_path / "a/last.pt").exists():  # it is written beside the training
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
         return engine.train_epoch(step, batches, scheduler, tally, title=title, **keywords)
 
