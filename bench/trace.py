@@ -34,7 +34,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.measure import arguments, environment, header, interleave, print_table, write_json
 from fast_cifar.custom_resnet import CustomResNet
-from fast_cifar.engine import TrainStep
 from fast_cifar.errors import UserError, run_script
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import make_optimizer
@@ -46,6 +45,7 @@ from fast_cifar.runtime import (
     resolve_precision,
     synchronize,
 )
+from fast_cifar.train_step import TrainStep
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 AUGMENTATION, STEP = "augmentation", "training step"  # what the profiler calls the two parts of a step

@@ -36,11 +36,11 @@ from torchvision.transforms import v2
 
 from bench.measure import Rate, arguments, environment, header, interleave, print_table, write_json
 from fast_cifar.custom_resnet import CustomResNet
-from fast_cifar.engine import TrainStep
 from fast_cifar.errors import UserError, run_script
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.runtime import Precision, has_compiler, reproducible, resolve_device, resolve_precision
+from fast_cifar.train_step import TrainStep
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES, WORKERS = 50_000, 2

@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.datasets import Dataset, Split, balanced_subset, hold_out, load_dataset
-from fast_cifar.engine import TrainStep
 from fast_cifar.errors import UserError
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import empty_state, make_optimizer
 from fast_cifar.options import CommonOptions
 from fast_cifar.runtime import Precision, check_compiler, resolve_device, resolve_precision
+from fast_cifar.train_step import TrainStep
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fast_cifar import plots
 from fast_cifar.assembly import Workspace, assemble
-from fast_cifar.engine import Batches, TrainStep
+from fast_cifar.engine import Batches
 from fast_cifar.errors import UserError
 from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, has_diverged, has_fallen, smooth, suggest
 from fast_cifar.memory import enough_memory
@@ -28,6 +28,7 @@ from fast_cifar.run_folder import RunFolder, check_new, new_path
 from fast_cifar.runtime import describe_device, reproducible, resolve_precision
 from fast_cifar.schedules import exponential_sweep
 from fast_cifar.snapshot import preserved
+from fast_cifar.train_step import TrainStep
 
 
 @dataclass(frozen=True)

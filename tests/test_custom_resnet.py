@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fast_cifar.custom_resnet import CustomResNet, MaxPool2, parameter_count, probabilities
-from fast_cifar.engine import TrainStep
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.runtime import Precision
+from fast_cifar.train_step import TrainStep
 
 
 @pytest.fixture

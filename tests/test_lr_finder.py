@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from fast_cifar.engine import TrainStep
 from fast_cifar.errors import UserError
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.lr_finder import find_lr, next_command, range_test
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.options import RangeTestOptions
 from fast_cifar.runtime import Precision
+from fast_cifar.train_step import TrainStep
 from tests.test_snapshot import flat
 
 
