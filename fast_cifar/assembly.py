@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.datasets import Dataset, Split, balanced_subset, hold_out, load_dataset
+from fast_cifar.distributed import World, own_device
 from fast_cifar.errors import UserError
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import empty_state, make_optimizer
@@ -27,6 +28,7 @@ class Workspace:
     Attributes:
         data: the splits after `--limit-train`, `--limit-test` and `--val-split`.
         val: the images held out of the training split, or None.
+        world: the processes that train together.
     """
 
     options: CommonOptions
@@ -34,6 +36,7 @@ class Workspace:
     precision: Precision
     data: Dataset
     val: Split | None
+    world: World = World()
 
     def resolved_machine(self) -> dict[str, str]:
         """The machine options as they came out: the device, and the kind of mixed precision if there is one."""
@@ -56,10 +59,13 @@ class Workspace:
             cutout=options.cutout,
             flip=options.flip,
             pad_mode=options.pad_mode,
+            share=(self.world.rank, self.world.size),
         )
 
     def eval_loader(self, split: Split, like: DeviceLoader) -> DeviceLoader:
-        """Batches of `split` in order and as they are, normalised like the training images."""
+        """Batches of this process's share of `split`, in order and as they are, normalised like the training images."""
+        part = self.world.share_of(len(split))
+        split = Split(split.images[part], split.labels[part])
         return loader_in_order(split, self.options.batch_size, self.device, self.precision, like.mean, like.std)
 
     def network(self) -> CustomResNet:
@@ -80,7 +86,13 @@ class Workspace:
             model = self.network()
         optimizer = self.optimizer(model, lr)
         step = TrainStep(
-            model, optimizer, self.precision, label_smoothing=options.label_smoothing, compile=options.compile
+            model,
+            optimizer,
+            self.precision,
+            label_smoothing=options.label_smoothing,
+            compile=options.compile,
+            network=self.world.parallel(model),
+            graph=self.world.size == 1,
         )
         return Parts(loader, eval_loaders, model, optimizer, step, step.scaler.state_dict())
 
@@ -112,24 +124,32 @@ class Parts:
         self.loader.seed = seed
 
 
-def assemble(options: CommonOptions) -> Workspace:
-    """Finds the machine and loads the pictures.
+def assemble(options: CommonOptions, world: World = World()) -> Workspace:  # noqa: B008 - it is immutable
+    """Finds the machine and loads the pictures: rank 0 first, which may download and decode them.
 
     Raises:
         UserError: the device, the precision, the compiler or the data cannot be had as asked.
     """
-    device = resolve_device(options.device)
+    device = resolve_device(own_device(options.device))
     precision = resolve_precision(device, options.amp, options.amp_dtype)
     if options.compile:
         check_compiler()
+    if options.batch_size % world.size:
+        raise UserError(f"--batch-size {options.batch_size} must be a multiple of the {world.size} processes")
+    if not world.is_main:
+        world.from_main(None)
     data = load_dataset(options.data, options.data_dir, mirrors=options.mirror, resize=options.resize)
+    if world.is_main:
+        world.from_main(None)
     train, val = data.train, None
     if options.val_split is not None:
         train, val = hold_out(train, options.val_split)
     train, test = limited(train, options.limit_train), limited(data.test, options.limit_test)
     if options.batch_size > len(train):
         raise UserError(f"--batch-size {options.batch_size} is more than the {len(train)} training images")
-    return Workspace(options, device, precision, dataclasses.replace(data, train=train, test=test), val)
+    if min(len(split) for split in (test, val) if split is not None) < world.size:
+        raise UserError(f"{world.size} processes cannot share {len(test)} test images")
+    return Workspace(options, device, precision, dataclasses.replace(data, train=train, test=test), val, world)
 
 
 def loader_in_order(

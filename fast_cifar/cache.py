@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fast_cifar.checkpoint import is_whole
 from fast_cifar.errors import UserError
 from fast_cifar.files import atomic_write
 from fast_cifar.splits import Dataset, Split
@@ -20,7 +21,7 @@ def load(path: Path, key: str) -> Dataset | None:
     Returns:
         None when there is none, when it has another key, or when the file is damaged: it is then to be made again.
     """
-    if not path.is_file():
+    if not path.is_file() or not is_whole(path):
         return None
     try:
         stored = torch.load(path, weights_only=True)

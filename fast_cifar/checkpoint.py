@@ -6,7 +6,6 @@ import io
 import os
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,10 +21,18 @@ from fast_cifar.runtime import waiting_for_work_so_far
 
 FORMAT = "fast_cifar checkpoint 1"
 NETWORK = "CustomResNet"
-DESCRIPTION = frozenset({"classes", "mean", "std", "size", "options", "epoch", "model"})
-TRAINING = frozenset(
-    {"best", "optimizer", "scheduler", "scaler", "random_state", "steps_per_epoch", "tally", "threads"}
-)
+DESCRIPTION = {"classes": list, "mean": list, "std": list, "size": int, "options": dict, "epoch": int, "model": dict}
+TRAINING = {
+    "best": float,
+    "optimizer": dict,
+    "scheduler": dict,
+    "scaler": dict,
+    "random_state": dict,
+    "steps_per_epoch": int,
+    "tally": dict,
+    "threads": int,
+}
+HIGHEST_NUMBER = 1e30
 
 
 def save(path: Path, contents: dict[str, Any], previous: Path | None = None) -> None:
@@ -130,7 +137,7 @@ def load(path: str | Path) -> dict[str, Any]:
     if os.path.getsize(path) == 0:
         raise UserError(f"{path} is empty; use another checkpoint of the run")
     unreadable = f"{path} is no readable checkpoint: it is damaged, or something else"
-    if not _is_whole(path):
+    if not is_whole(path):
         raise UserError(unreadable)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -141,15 +148,16 @@ def load(path: str | Path) -> dict[str, Any]:
     if contents.get("network") != NETWORK:
         raise UserError(f"{path} holds the network {contents.get('network')!r}; only {NETWORK!r} can be used here")
     _require(contents, DESCRIPTION, path)
+    _check_description(contents, path)
     return contents
 
 
-def _is_whole(path: str | Path) -> bool:
-    """Whether the checksum of every part of the file is right, which torch does not look at."""
+def is_whole(path: str | Path) -> bool:
+    """Whether the checksum of every part of a file that torch has saved is right, which torch does not look at."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError, zlib.error):
+    except Exception:  # a damaged file makes zipfile, too, raise almost anything
         return False
 
 
@@ -164,10 +172,33 @@ def load_training(path: str | Path) -> dict[str, Any]:
     return contents
 
 
-def _require(contents: dict[str, Any], keys: frozenset[str], path: str | Path) -> None:
-    missing = sorted(keys - contents.keys())
+def _require(contents: dict[str, Any], kinds: Mapping[str, type], path: str | Path) -> None:
+    missing = sorted(kinds.keys() - contents.keys())
     if missing:
         raise UserError(f"{path} is incomplete: it has no {', '.join(missing)}")
+    for key, kind in kinds.items():
+        if not isinstance(contents[key], kind):
+            raise UserError(f"{path} cannot be used: its {key} is no {kind.__name__}")
+
+
+def _check_description(contents: dict[str, Any], path: str | Path) -> None:
+    """Refuses what no run could have written, so that nothing later has to ask."""
+    classes, mean, std, model = (contents[key] for key in ("classes", "mean", "std", "model"))
+    dropout = contents["options"].get("dropout")
+    sound = {
+        "classes": classes and all(isinstance(name, str) for name in classes),
+        "mean": len(mean) == 3 and all(map(_is_number, mean)),
+        "std": len(std) == 3 and all(_is_number(value) and value > 0 for value in std),
+        "model": all(isinstance(key, str) and isinstance(value, Tensor) for key, value in model.items()),
+        "dropout": _is_number(dropout) and 0 <= dropout < 1,
+    }
+    for what, is_sound in sound.items():
+        if not is_sound:
+            raise UserError(f"{path} cannot be used: its {what} makes no sense")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= HIGHEST_NUMBER
 
 
 def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:

@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     """Refuses abbreviations, and turns a wrong command line into a `UserError` instead of a usage dump."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists the options)")
+        raise UserError(f"{' '.join(message.splitlines())} (--help lists the options)")
 
 
 def parse(options: type[Options], description: str, arguments: Sequence[str] | None = None) -> Options:

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import re
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -59,7 +60,7 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
                 try:
                     _fetch_verified(url, part, md5)
                 except TransferError as error:
-                    failures.append(f"{urlsplit(url).netloc.rpartition('@')[2]}: {error}")
+                    failures.append(f"{urlsplit(url).netloc.rpartition('@')[2]}: {_one_line(error)}")
                 else:
                     part.replace(path)
                     return
@@ -79,7 +80,11 @@ def file_md5(path: Path) -> str:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes from downloading into `folder` meanwhile, where its file system can lock a folder."""
+    """Keeps other processes from downloading into `folder` meanwhile, where its file system can lock a folder.
+
+    Where it cannot (Windows, some network drives), two that fetch the same archive at once write into the same `.part`.
+    The checksum finds that: one of them, or both, fetches it anew or ends with an error, and may be started again.
+    """
     if os.name != "posix":
         yield
         return
@@ -105,7 +110,12 @@ def _require_web_address(url: str) -> None:
 def _fetch_verified(url: str, part: Path, md5: str) -> None:
     """Completes `part` from one server; bytes found there that prove wrong are given up for a fresh start, once."""
     resumed = _size(part) > 0
-    _fetch(url, part)
+    try:
+        _fetch(url, part)
+    except TransferError:
+        if part.exists() and file_md5(part) == md5:  # it is whole, and the server was wrong about its length
+            return
+        raise
     if file_md5(part) == md5:
         return
     part.unlink()
@@ -147,20 +157,24 @@ def _receive(url: str, part: Path, bar: tqdm) -> None:
         start, total = _extent(response)
         if start != offset:
             part.unlink(missing_ok=True)
-        if start not in (0, offset):
-            if offset == 0:
-                raise TransferError("it sent a part of the archive when asked for all of it")
-            _receive(url, part, bar)
-            return
-        bar.reset(total)
-        bar.initial = bar.n = bar.last_print_n = start
-        bar.refresh()
-        with part.open("ab") as file:
-            while chunk := _read(response):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if total is not None and _size(part) < total:
+        if start in (0, offset):
+            _append(response, part, bar, start, total)
+    if start not in (0, offset):
+        if offset == 0:
+            raise TransferError("it sent a part of the archive when asked for all of it")
+        _receive(url, part, bar)
+    elif total is not None and _size(part) < total:
         raise TransferError(f"the connection broke off after {_size(part):,} of {total:,} bytes, which are kept")
+
+
+def _append(response: http.client.HTTPResponse, part: Path, bar: tqdm, start: int, total: int | None) -> None:
+    bar.reset(total)
+    bar.initial = bar.n = bar.last_print_n = start
+    bar.refresh()
+    with part.open("ab") as file:
+        while chunk := _read(response):
+            file.write(chunk)
+            bar.update(len(chunk))
 
 
 def _request(url: str, offset: int) -> http.client.HTTPResponse | None:
@@ -191,12 +205,12 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     if response.headers.get_content_type() == "text/html":
         raise TransferError("it sent a web page instead of the archive")
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        extent = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip())
         if extent is None:
             return -1, None
         return int(extent[1]), None if extent[2] == "*" else int(extent[2])
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
+    return 0, int(length) if re.fullmatch(r"\d{1,18}", length) else None
 
 
 def _reason(error: Exception) -> str:
@@ -205,6 +219,12 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer for {TIMEOUT:g} seconds"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _one_line(error: TransferError) -> str:
+    """What happened, of which a part may be a server's own words: no line breaks, nothing that drives a terminal."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return textwrap.shorten(printable, 200, placeholder=" ...")
 
 
 def _size(path: Path) -> int:

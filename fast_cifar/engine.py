@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from fast_cifar.distributed import World
 from fast_cifar.runtime import Precision, synchronize
 from fast_cifar.train_step import TrainStep, memory_format_of
 
@@ -52,6 +53,13 @@ class Tally:
     @property
     def images_per_second(self) -> float:
         return self.images_in_them / self.seconds if self.seconds else 0.0
+
+    def over(self, world: World) -> Tally:
+        """What all processes together have come to."""
+        counts = world.sum(torch.tensor([self.images, self.images_in_them]))
+        images, images_in_them = counts.tolist()
+        sums = world.sum(self.loss_sum), world.sum(self.correct_sum)
+        return Tally(*sums, images, self.steps, self.seconds, images_in_them)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: all but the clock's time."""
@@ -122,6 +130,11 @@ class Evaluation:
     logits: Tensor
     labels: Tensor
 
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Evaluation:
+        correct = int((logits.argmax(dim=1) == labels).sum())
+        return cls(float(F.cross_entropy(logits, labels)), correct, logits, labels)
+
     @property
     def count(self) -> int:
         return len(self.labels)
@@ -138,6 +151,7 @@ def evaluate(
     *,
     tta: bool = False,
     check: Callable[[], None] = lambda: None,
+    world: World = World(),  # noqa: B008 - it is immutable
     title: str = "",
 ) -> Evaluation:
     """Answers every image of `loader` with the network in evaluation mode; its training flag is as before afterwards.
@@ -145,6 +159,7 @@ def evaluate(
     Args:
         tta: average the logits of a picture and of its mirror image.
         check: called after each batch; it may raise.
+        world: where each process's `loader` has a share of the images, in the order of the ranks.
         title: what the progress bar says.
     """
     was_training = model.training
@@ -161,6 +176,4 @@ def evaluate(
             all_labels.append(labels.clone())
             check()
     model.train(was_training)
-    logits, labels = torch.cat(all_logits), torch.cat(all_labels)
-    correct = int((logits.argmax(dim=1) == labels).sum())
-    return Evaluation(float(F.cross_entropy(logits, labels)), correct, logits, labels)
+    return Evaluation.of(world.gathered(torch.cat(all_logits)), world.gathered(torch.cat(all_labels)))

@@ -27,7 +27,10 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
     precision = resolve_precision(device, options.amp, options.amp_dtype)
     # What was not said anew is as it was in training, so that the answer is the one that training gave.
     as_trained = {"data", "resize", "limit_test", "tta"} - options.explicit
+    if missing := sorted(as_trained - contents["options"].keys()):
+        raise UserError(f"{path} is incomplete: its options have no {', '.join(missing)}")
     options = options.replace(**{name: contents["options"][name] for name in as_trained})
+    options.check()
     data = load_dataset(options.data, options.data_dir, mirrors=options.mirror, resize=options.resize)
     if data.classes != contents["classes"]:
         raise UserError(

@@ -35,6 +35,7 @@ class DeviceLoader:
         mean, std: 3 numbers each on the 0..1 scale; `channel_statistics(images)` for what is not given.
         dtype: floating-point type of the batches.
         compile: make each batch with `torch.compile`; the values are the same.
+        share: (k, n): hand out the k-th of n equal slices of each batch; for training n must divide `batch_size`.
         padding, cutout, flip, pad_mode: of `fast_cifar.augment`; evaluation ignores them.
 
     Attributes:
@@ -64,8 +65,11 @@ class DeviceLoader:
         cutout: int = 8,
         flip: bool = True,
         pad_mode: str = "zeros",
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         _check_data(images, labels, batch_size, train)
+        if batch_size % share[1]:
+            raise ValueError(f"batch_size is {batch_size}, which {share[1]} cannot share equally")
         if seed < 0:
             raise ValueError(f"seed is {seed}, below 0")
         self.size = (images.shape[1], images.shape[2])
@@ -77,6 +81,7 @@ class DeviceLoader:
         self.batch_size = batch_size
         self.train = train
         self.seed = seed
+        self.share = share
         self.epoch = 0
         self._dtype = dtype
         self._offset, self._scales = row_tables(self.mean, self.std, self.size[1], self.cutout, device)
@@ -126,12 +131,16 @@ class DeviceLoader:
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """What iterating yields, from batch `first` of the epoch, 0-based, on."""
-        permutation, draws = self.draws(self.epoch)
+        return self._batches(*self.draws(self.epoch), first)
+
+    def _batches(self, permutation: Tensor, draws: Draws, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         starts = self._window_starts(permutation, draws)
         labels = self.labels[permutation]
+        each = self.batch_size // self.share[1]
+        before = each * self.share[0]
         for begin in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
-            part = slice(begin, begin + self.batch_size)
-            whole = begin + self.batch_size <= len(labels)
+            part = slice(begin + before, begin + before + each)
+            whole = part.stop <= len(labels)
             # The short batch that ends an evaluation is not worth a compilation of its own.
             make_batch = self._make_batch if whole else _make_batch
             inputs = make_batch(

@@ -21,6 +21,8 @@ MACHINE = frozenset(
     {"device", "compile", "amp", "amp_dtype", "channels_last", "data", "data_dir", "mirror", "checkpoint_steps"}
 )
 
+PATHS = frozenset({"data", "data_dir", "out", "resume", "eval_only"})
+
 DEMO = {
     "data": "synthetic",
     "limit_train": 1600,
@@ -147,9 +149,14 @@ class CommonOptions:
     def _check_types(self) -> None:
         hints = get_type_hints(type(self))
         for f in _options(self):
-            value, kinds = getattr(self, f.name), _kinds(hints[f.name])
+            value, kinds = getattr(self, f.name), _kinds(hints[f.name], f.name in PATHS)
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise UserError(f"{flag_of(f.name)} {value!r} is of the wrong type")
+            if f.name in PATHS and value is not None and not _is_path(value):
+                raise UserError(f"{flag_of(f.name)} {value!r} cannot be the name of a file or a folder")
+        for url in self.mirror:
+            if not isinstance(url, str):
+                raise UserError(f"--mirror {url!r} is of the wrong type")
 
     def _check_count(self, name: str, least: int = 1, most: int = 10**9) -> None:
         value = getattr(self, name)
@@ -239,16 +246,23 @@ class TrainOptions(CommonOptions):
         """The options for going on with a run that was started with `saved`, the contents of its `config.json`.
 
         Raises:
-            UserError: an option of the recipe was given and differs from the run's.
+            UserError: an option of the recipe was given and differs from the run's, or `saved` lacks one.
         """
+        recipe = {f.name for f in _options(self)} - MACHINE - {"resume"}
+        unresolved = {"lr_max", "lr_min"} | ({"peak_epoch"} if saved.get("epochs") != 1 else set())
+        for name in sorted(recipe):
+            if name not in saved or (name in unresolved and saved[name] is None):
+                raise UserError(f"config.json of the run does not say its {name}; restore it, or begin a new run")
         changed = self.explicit & MACHINE
         for name in sorted(self.explicit - changed - {"resume"}):
             mine, theirs = _plain(getattr(self, name)), saved.get(name)
             if mine != theirs:
                 raise UserError(f"{flag_of(name)}: the run has {theirs}, not {mine}; leave it out to go on")
         kept = {f.name for f in _options(self)} - changed - {"resume"}
-        options = self.replace(**{name: value for name, value in saved.items() if name in kept})
-        return options.replace(given=self.explicit)
+        values = {name: value for name, value in saved.items() if name in kept}
+        if isinstance(values.get("mirror"), list):  # JSON knows no tuples
+            values["mirror"] = tuple(values["mirror"])
+        return self.replace(**values, given=self.explicit)
 
 
 @dataclass(frozen=True)
@@ -277,11 +291,18 @@ def _choices(options: CommonOptions) -> dict[str, tuple[str, ...]]:
     return {name: words["choices"] for name, words in keywords.items() if "choices" in words}
 
 
-def _kinds(hint: Any) -> tuple[type, ...]:
+def _kinds(hint: Any, is_path: bool) -> tuple[type, ...]:
     """The types that a field may have: an int will do for a float, a path for its text, a list for a tuple."""
-    also = {float: (float, int), str: (str, os.PathLike), tuple: (tuple, list)}
+    also = {float: (float, int), str: (str, os.PathLike) if is_path else (str,), tuple: (tuple, list)}
     kinds = get_args(hint) if get_origin(hint) is UnionType else (get_origin(hint) or hint,)
     return tuple(kind for one in kinds for kind in also.get(one, (one,)))
+
+
+def _is_path(value: str | os.PathLike) -> bool:
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_folder_name(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -77,7 +79,8 @@ class Run:
         self.scheduler = make_scheduler(self.optimizer, options.lr_max, self.multiplier)
         self.epoch = 0
         self.tally = Tally.empty(workspace.device)
-        self.stop = StopRequest()
+        self.world = workspace.world
+        self.stop = StopRequest(self.world.any)
         self.best = -1.0
         self.save_seconds = 0.0
         self.history: list[dict[str, Any]] = []
@@ -85,10 +88,9 @@ class Run:
     def to_the_end(self) -> dict[str, Any]:
         workspace, options = self.workspace, self.options
         contents = self._last_checkpoint()
-        if contents is None:
-            self.folder.cut_history(0)
-        else:
+        if contents is not None:
             self._restore(contents)
+        self.history = self.world.from_main(self.folder.cut_history(self.epoch) if self.world.is_main else [])
         for line in console.opening_lines(workspace, options, describe_device(workspace.device), len(self.loader)):
             self.log(line)
         if not plots.matplotlib_available():
@@ -98,7 +100,7 @@ class Run:
         first = self.epoch
         evaluation = None
         with (
-            stop_on_signal(lambda: self.log("stopping after this step; once more to stop at once")) as self.stop,
+            stop_on_signal(self.stop, self._announce_stop, patient=self.world.size > 1),
             checkpoint.Writer(workspace.device, keep={self.folder.last: self.folder.previous}) as writer,
             tqdm(
                 total=options.epochs, initial=first, desc="epochs", unit="epoch", disable=None, dynamic_ncols=True
@@ -108,14 +110,18 @@ class Run:
                 try:
                     evaluation = self._one_epoch(epoch, writer)
                 except Stopped:
-                    writer.save({self.folder.last: self._training_state()})
+                    self._save(writer, {self.folder.last: self._training_state()})
                     raise KeyboardInterrupt from None
                 pace = (time.perf_counter() - started) / (epoch - first)
-                counts = {split: len(loader.labels) for split, loader in self.eval_loaders.items()}
+                counts = {"val": len(workspace.val or ()), "test": len(workspace.data.test)}
+                counts = {split: counts[split] for split in self.eval_loaders}
                 self.log(console.epoch_line(self.history[-1], options.epochs, counts, pace * (options.epochs - epoch)))
                 bar.set_postfix_str(console.epoch_glance(self.history[-1]), refresh=False)
                 bar.update()
         return self._finish(evaluation or self._evaluate("test"), compile_seconds)
+
+    def _announce_stop(self) -> None:
+        self.log("stopping after this step; once more to stop at once")
 
     def _warm_up(self) -> float:
         """Compiles loader and step, if asked to, so that no epoch's throughput contains it; returns the seconds."""
@@ -131,18 +137,23 @@ class Run:
         """Trains, evaluates, writes history, orders checkpoints; returns the evaluation on the test split, if any."""
         options = self.options
         self.loader.set_epoch(epoch - 1)
+        if self.world.size > 1:  # dropout is to differ between the slices of a batch
+            torch.manual_seed(int(np.random.SeedSequence([options.seed, epoch, self.world.rank]).generate_state(1)[0]))
         self._train_what_is_left(epoch, writer)
         started = time.perf_counter()
         evaluations: dict[str, Evaluation | None] = dict.fromkeys(self.eval_loaders)
         if epoch % options.eval_every == 0 or epoch == options.epochs:
             evaluations = {split: self._evaluate(split) for split in self.eval_loaders}
-        row = self._row(epoch, evaluations) | {"evaluation_seconds": time.perf_counter() - started}
+        row = self._row(epoch, self.tally.over(self.world), evaluations) | {
+            "evaluation_seconds": time.perf_counter() - started
+        }
         self._refuse_divergence(epoch, [value for key, value in row.items() if key.endswith("_loss")])
-        self.folder.append_history(row)
+        if self.world.is_main:
+            self.folder.append_history(row)
         self.history.append(row)
         self.epoch, self.tally = epoch, Tally.empty(self.workspace.device)
         started = time.perf_counter()
-        writer.save(self._checkpoints(row))
+        self._save(writer, self._checkpoints(row))
         self.save_seconds += time.perf_counter() - started
         return evaluations["test"]
 
@@ -155,8 +166,8 @@ class Run:
             title = f"epoch {epoch}/{self.options.epochs}"
             train_epoch(self.step, some, self.scheduler, self.tally, check=self.stop.check, title=title, steps=steps)
             if self.tally.steps < steps:
-                self._refuse_divergence(epoch, [self.tally.loss])
-                writer.save({self.folder.last: self._training_state()})
+                self._refuse_divergence(epoch, [self.tally.over(self.world).loss])
+                self._save(writer, {self.folder.last: self._training_state()})
 
     def _refuse_divergence(self, epoch: int, losses: list[float | None]) -> None:
         if all(math.isfinite(loss) for loss in losses if loss is not None):
@@ -167,23 +178,36 @@ class Run:
             f"lower --lr-max (run_lrfind.py measures one){kept}"
         )
 
-    def _row(self, epoch: int, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
+    def _save(self, writer: checkpoint.Writer, checkpoints: dict[Path, dict[str, Any]]) -> None:
+        if self.world.is_main:
+            writer.save(checkpoints)
+
+    def _row(self, epoch: int, tally: Tally, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
         last_step = max(0, self.scheduler.last_epoch - 1)  # float16 may have skipped some
         row: dict[str, Any] = {
             "epoch": epoch,
             "lr": self.options.lr_max * self.multiplier(last_step),
-            "train_loss": self.tally.loss,
-            "train_accuracy": self.tally.accuracy,
+            "train_loss": tally.loss,
+            "train_accuracy": tally.accuracy,
         }
         for split, evaluation in evaluations.items():
             row[f"{split}_loss"] = evaluation.loss if evaluation else None
             row[f"{split}_accuracy"] = evaluation.accuracy if evaluation else None
-        return row | {"images_per_second": self.tally.images_per_second, "seconds": self.tally.seconds}
+        return row | {"images_per_second": tally.images_per_second, "seconds": tally.seconds}
 
     def _evaluate(self, split: str) -> Evaluation:
         loader = self.eval_loaders[split]
-        precision, tta = self.workspace.precision, self.options.tta
-        return evaluate(self.model, loader, precision, tta=tta, check=self.stop.check, title=split)
+        alone = self.world.size == 1
+        self.world.share_buffers(self.model)
+        return evaluate(
+            self.model,
+            loader,
+            self.workspace.precision,
+            tta=self.options.tta,
+            check=self.stop.check if alone else lambda: None,  # shares may differ by a batch
+            world=self.world,
+            title=split,
+        )
 
     def _checkpoints(self, row: dict[str, Any]) -> dict[Path, dict[str, Any]]:
         """What is to be written after an epoch: best.pt when it is the best so far, then last.pt."""
@@ -208,7 +232,7 @@ class Run:
     def _training_state(self) -> dict[str, Any]:
         """Where the run stands: all that it needs to go on as if it had never stopped."""
         return self._description() | {
-            "tally": self.tally.state_dict(),
+            "tally": self.tally.over(self.world).state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -220,6 +244,13 @@ class Run:
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         """last.pt, or the one before it where that is damaged; None before the first."""
+        if self.world.is_main:
+            contents = self._sound_checkpoint()
+            self.world.from_main(contents is None)
+            return contents
+        return None if self.world.from_main(None) else checkpoint.load_training(self.folder.last)
+
+    def _sound_checkpoint(self) -> dict[str, Any] | None:
         last, previous = self.folder.last, self.folder.previous
         try:
             if last.exists():
@@ -249,7 +280,8 @@ class Run:
         set_random_state(self.workspace.device, contents["random_state"])
         self.best, self.epoch = contents["best"], contents["epoch"]
         self.tally.load_state_dict(contents["tally"])
-        self.history = self.folder.cut_history(self.epoch)
+        if not self.world.is_main:  # rank 0 has what all had come to
+            self.tally = dataclasses.replace(Tally.empty(self.workspace.device), steps=self.tally.steps)
         steps = f" and {self.tally.steps} steps" if self.tally.steps else ""
         self.log(f"going on after epoch {self.epoch}{steps} of {self.folder.path}")
         if self.options.deterministic and contents["threads"] != torch.get_num_threads():
@@ -260,6 +292,10 @@ class Run:
 
     def _finish(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
         """Pictures, then the summary: a run folder with a summary is complete."""
+        summary = self._write_summary(evaluation, compile_seconds) if self.world.is_main else {}
+        return self.world.from_main(summary)
+
+    def _write_summary(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
         workspace, last = self.workspace, self.history[-1]
         headline = f"{workspace.data.name}: {evaluation.accuracy:.2%} after {self.epoch} epochs"
         lrs = [self.options.lr_max * self.multiplier(step) for step in range(self.epoch * len(self.loader))]

@@ -13,6 +13,20 @@ from typing import Any
 from fast_cifar.errors import UserError
 from fast_cifar.files import atomic_write
 
+# What a sound row of the history and a sound summary hold: numbers, and in a row null where no test was due.
+ROW = ("epoch", "lr", "train_loss", "train_accuracy", "images_per_second", "seconds", "evaluation_seconds")
+TESTED = ("test_loss", "test_accuracy")
+HELD_OUT = ("val_loss", "val_accuracy")
+SUMMARY = (
+    "test_accuracy",
+    "best_test_accuracy",
+    "train_accuracy",
+    "seconds",
+    "images_per_second",
+    "compile_seconds",
+)
+HIGHEST_NUMBER = 1e100
+
 
 class RunFolder:
     """The files of a run below `path`; every file but `metrics.jsonl` is replaced as a whole."""
@@ -64,14 +78,25 @@ class RunFolder:
         Raises:
             UserError: `config.json` is damaged.
         """
-        return _read_object(self / "config.json")
+        return _read_object(self / "config.json", "restore it, or begin a new run")
 
     def write_config(self, options: Mapping[str, Any]) -> None:
         self._write("config.json", options)
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run; None before it is finished."""
-        return _read_object(self / "summary.json") if (self / "summary.json").is_file() else None
+        """The summary of a finished run; None before it is finished.
+
+        Raises:
+            UserError: `summary.json` is damaged.
+        """
+        path, remedy = self / "summary.json", "delete it, and --resume makes it again"
+        if not path.is_file():
+            return None
+        summary = _read_object(path, remedy)
+        for name in SUMMARY:
+            if not _is_number(summary.get(name)):
+                raise UserError(f"{path} is damaged: {name} is no number in it; {remedy}")
+        return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write("summary.json", summary)
@@ -80,19 +105,23 @@ class RunFolder:
         self._write("lrfind.json", contents)
 
     def history(self) -> list[dict[str, Any]]:
-        """One dictionary for each epoch that is done, in order. A line cut short by a kill ends the history."""
-        if not (self / "metrics.jsonl").is_file():
-            return []
+        """One dictionary for each epoch that is done, in order. A line cut short by a kill ends the history.
+
+        Raises:
+            UserError: `metrics.jsonl` cannot be read.
+        """
+        path = self / "metrics.jsonl"
         rows: list[dict[str, Any]] = []
-        for line in (self / "metrics.jsonl").read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        if path.is_file():
+            for line in _read_bytes(path).splitlines():
+                row = _parsed(line)
+                if not isinstance(row, dict):
+                    break
+                rows.append(row)
         return rows
 
     def append_history(self, row: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`.
+        """Adds a line to `metrics.jsonl` and flushes it to the disk: the checkpoints count on it.
 
         Raises:
             UserError: the folder cannot be written to, or is full.
@@ -101,12 +130,24 @@ class RunFolder:
         try:
             with path.open("a") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}); make room and --resume {self.path}") from error
 
     def cut_history(self, epochs: int) -> list[dict[str, Any]]:
-        """Drops what came after `epochs` epochs, and returns the rest."""
-        rows = self.history()[:epochs]
+        """Drops what came after `epochs` epochs, and returns the rest.
+
+        Raises:
+            UserError: one of those epochs has no sound line. A summary without it would be a wrong one.
+        """
+        rows = self.history()[:epochs] if epochs else []
+        for epoch in range(1, epochs + 1):
+            if len(rows) < epoch or not _is_row(rows[epoch - 1], epoch):
+                raise UserError(
+                    f"{self / 'metrics.jsonl'} is damaged: it has no line for epoch {epoch} of {epochs} that are done; "
+                    "restore it, or begin a new run"
+                )
         with atomic_write(self / "metrics.jsonl") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         return rows
@@ -141,11 +182,34 @@ def check_new(path: Path) -> None:
         raise UserError(f"cannot make the run folder {path}: {nearest} cannot be written to; choose another with --out")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: it is no JSON") from error
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+    contents = _parsed(_read_bytes(path))
     if not isinstance(contents, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
+        raise UserError(f"{path} is damaged: it holds no JSON object; {remedy}")
     return contents
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend that, or begin a new run") from error
+
+
+def _parsed(text: bytes) -> Any:
+    """What a JSON text says; None where it is none."""
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of thousands of digits, or far too deep
+        return None
+
+
+def _is_row(row: Mapping[str, Any], epoch: int) -> bool:
+    """Whether a line of the history is that of this epoch, and whole."""
+    tested = [*(row.get(name, "missing") for name in TESTED), *(row.get(name) for name in HELD_OUT)]
+    numbers = [*(row.get(name) for name in ROW), *(value for value in tested if value is not None)]
+    return all(map(_is_number, numbers)) and row["epoch"] == epoch
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= HIGHEST_NUMBER

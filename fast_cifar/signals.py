@@ -15,10 +15,16 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether somebody asked for an end."""
+    """Whether somebody asked for an end.
 
-    def __init__(self) -> None:
+    Args:
+        anywhere: turns whether it was asked for here into whether it was asked for in any process of the job, so that
+            all stop at the same step. All must then check equally often.
+    """
+
+    def __init__(self, anywhere: Callable[[bool], bool] = bool) -> None:
         self.made = False
+        self._anywhere = anywhere
 
     def check(self) -> None:
         """To be called where stopping does no harm.
@@ -26,27 +32,32 @@ class StopRequest:
         Raises:
             Stopped: somebody asked for it.
         """
-        if self.made:
+        if self._anywhere(self.made):
             raise Stopped
 
 
 @contextmanager
-def stop_on_signal(announce: Callable[[], None]) -> Iterator[StopRequest]:
-    """While the block runs, the first SIGINT or SIGTERM calls `announce` and makes the request; the second raises
+def stop_on_signal(request: StopRequest, announce: Callable[[], None], *, patient: bool = False) -> Iterator[None]:
+    """While the block runs, the first SIGINT or SIGTERM calls `announce` and makes `request`; the second raises
     KeyboardInterrupt.
 
     Outside the main thread Python handles no signals, and the request is never made.
+
+    Args:
+        patient: take the second for the first: a Ctrl-C reaches the processes of torchrun twice, from the terminal and
+            from torchrun, which kills what does not end.
     """
-    request = StopRequest()
 
     def stop(number: int, frame: object) -> None:
+        if request.made and patient:
+            return
         if request.made:
             raise KeyboardInterrupt
         request.made = True
         announce()
 
     with _handling(stop):
-        yield request
+        yield
 
 
 @contextmanager

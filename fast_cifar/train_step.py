@@ -33,6 +33,7 @@ class TrainStep:
         precision: float32 runs as it is; below it, autocast, with gradient scaling for float16.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         compile: compile forward, loss and backward with `torch.compile`. Batches must then have one shape.
+        network: what to call instead of `model`, such as its parallel form; it holds the same parameters.
         graph: with `compile`, on CUDA: record the whole step, optimiser included, as one CUDA graph in `warm_up`, and
             replay it from then on. Where that cannot be done, `note` says why.
 
@@ -48,6 +49,7 @@ class TrainStep:
         *,
         label_smoothing: float = 0.0,
         compile: bool = False,
+        network: nn.Module | None = None,
         graph: bool = True,
     ) -> None:
         self.model = model
@@ -61,9 +63,11 @@ class TrainStep:
         self._graph: _StepGraph | None = None
         self._is_warm = False
 
+        network = model if network is None else network
+
         def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             with precision.autocast():
-                logits = model(inputs)
+                logits = network(inputs)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
             return loss, (logits.detach().argmax(dim=1) == labels).sum()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from fast_cifar import console
 from fast_cifar.aggregate import aggregate
 from fast_cifar.assembly import Parts, Workspace, assemble
+from fast_cifar.distributed import World, joined
 from fast_cifar.errors import UserError
 from fast_cifar.lr_finder import sweep, write_range_test
 from fast_cifar.memory import enough_memory, reset_peak_memory
@@ -37,45 +39,55 @@ def train(options: TrainOptions, *, log: Log = tqdm.write) -> dict[str, Any]:
         UserError: the options, the data, the machine or a run folder do not allow it, or the loss diverged.
         KeyboardInterrupt: interrupted; the message says how to go on.
     """
-    return _start(options, log) if options.resume is None else _resume(options, log)
+    with joined() as world:
+        begin = _start if options.resume is None else _resume
+        return begin(options, world, log if world.is_main else _say_nothing)
 
 
-def _start(options: TrainOptions, log: Log) -> dict[str, Any]:
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def _start(options: TrainOptions, world: World, log: Log) -> dict[str, Any]:
     options.check()
     options = options.resolved()
     options.check()
-    path = new_path(options.out, options.name, options.data)
-    check_new(path)
-    workspace = assemble(options)
+    path = world.from_main(new_path(options.out, options.name, options.data))
+    if world.is_main:
+        check_new(path)
+    workspace = assemble(options, world)
     cycle_steps(options, len(workspace.data.train) // options.batch_size)
     found = None
     if options.find_lr:
-        found = sweep(workspace, options.seed, RangeTestOptions())
+        alone = dataclasses.replace(workspace, world=World())
+        found = world.from_main(sweep(alone, options.seed, RangeTestOptions()) if world.is_main else None)
         options = options.replace(lr_min=found.suggestion.lr_min, lr_max=found.suggestion.lr_max)
         log(f"range test: LRMIN {options.lr_min:.3g}, LRMAX {options.lr_max:.3g}")
     options = options.replace(name=path.name, **workspace.resolved_machine())
-    folder = RunFolder.create(path)
-    folder.write_config(options.as_dict())
-    if found is not None:
-        write_range_test(folder, found)
+    folder = RunFolder.create(path) if world.is_main else RunFolder(path)
+    if world.is_main:
+        folder.write_config(options.as_dict())
+        if found is not None:
+            write_range_test(folder, found)
     try:
         return _train(workspace, options, folder, log)
     except UserError:
-        if not any(path.rglob("last.pt")):
+        if world.is_main and not any(path.rglob("last.pt")):
             shutil.rmtree(path)
         raise
 
 
-def _resume(options: TrainOptions, log: Log) -> dict[str, Any]:
+def _resume(options: TrainOptions, world: World, log: Log) -> dict[str, Any]:
     folder = RunFolder.open(Path(options.resume))
-    folder.tidy()
+    if world.is_main:
+        folder.tidy()
     options = options.continued(folder.config())
     options.check()
-    finished = folder.summary()
+    finished = world.from_main(folder.summary())
     if finished is not None:
         log(f"{folder.path} is finished: test accuracy {finished['test_accuracy']:.2%}")
         return finished
-    return _train(assemble(options), options, folder, log)
+    return _train(assemble(options, world), options, folder, log)
 
 
 def _train(workspace: Workspace, options: TrainOptions, folder: RunFolder, log: Log) -> dict[str, Any]:
@@ -93,23 +105,26 @@ def _train(workspace: Workspace, options: TrainOptions, folder: RunFolder, log: 
 def _train_several(
     workspace: Workspace, parts: Parts, options: TrainOptions, folder: RunFolder, log: Log
 ) -> dict[str, Any]:
+    world = workspace.world
     summaries, failures = [], []
     for k in range(1, options.runs + 1):
         one = options.replace(seed=options.seed + k - 1, runs=None, out=str(folder.path), name=f"run-{k}")
         log(f"run {k} of {options.runs}, seed {one.seed}")
         run = RunFolder(folder / one.name)
-        run.path.mkdir(exist_ok=True)
-        if not (run / "config.json").exists():
-            run.write_config(one.as_dict())
+        if world.is_main:
+            run.path.mkdir(exist_ok=True)
+            if not (run / "config.json").exists():
+                run.write_config(one.as_dict())
         try:
-            summaries.append(run.summary() or _train_alone(workspace, parts, one, run, log))
+            summaries.append(world.from_main(run.summary()) or _train_alone(workspace, parts, one, run, log))
         except Diverged as error:
             failures.append(f"seed {one.seed}: {error}")
             log(f"run {k} failed: {error}")
     if not summaries:
         raise Diverged(f"all {options.runs} runs failed; {failures[0]}")
     summary = aggregate(summaries) | {"failures": failures}
-    folder.write_summary(summary)
+    if world.is_main:
+        folder.write_summary(summary)
     log(console.several_line(summary))
     if failures:
         raise Diverged(f"{len(failures)} of {options.runs} runs failed; {failures[0]}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fast_cifar.signals import Stopped, interrupt_on_sigterm, stop_on_signal
+from fast_cifar.signals import Stopped, StopRequest, interrupt_on_sigterm, stop_on_signal
 from tests.conftest import rows, without_times
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,8 @@ def test_the_first_signal_asks_and_the_second_interrupts(number):
     said = []
 
     def twice():
-        with stop_on_signal(lambda: said.append("stopping")) as request:
+        request = StopRequest()
+        with stop_on_signal(request, lambda: said.append("stopping")):
             request.check()
             os.kill(os.getpid(), number)
             with pytest.raises(Stopped):
@@ -52,7 +53,7 @@ def test_sigterm_interrupts_as_ctrl_c_does():
 
 def test_the_handlers_from_before_are_back_afterwards():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with stop_on_signal(lambda: None):
+    with stop_on_signal(StopRequest(), lambda: None):
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -60,7 +61,7 @@ def test_the_handlers_from_before_are_back_afterwards():
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stop_on_signal(lambda: None):
+        with stop_on_signal(StopRequest(), lambda: None):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -70,7 +71,8 @@ def test_outside_the_main_thread_nothing_is_installed_and_nothing_breaks():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
-        with stop_on_signal(lambda: None) as request:
+        request = StopRequest()
+        with stop_on_signal(request, lambda: None):
             request.check()
             seen.append(signal.getsignal(signal.SIGINT))
 
