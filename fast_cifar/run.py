@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import time
@@ -20,15 +19,12 @@ from fast_cifar.custom_resnet import parameter_count
 from fast_cifar.engine import Evaluation, Tally, evaluate, train_epoch
 from fast_cifar.errors import UserError
 from fast_cifar.memory import peak_memory
-from fast_cifar.optimizer import load_state, make_scheduler
-from fast_cifar.options import SIZE, TrainOptions
+from fast_cifar.options import TrainOptions
 from fast_cifar.run_folder import RunFolder
-from fast_cifar.runtime import describe_device, random_state, set_random_state
+from fast_cifar.run_state import RunState
+from fast_cifar.runtime import describe_device
 from fast_cifar.schedules import one_cycle
 from fast_cifar.signals import Stopped, StopRequest, stop_on_signal
-
-# Where a run lies and how often it is saved is no part of what its checkpoints say.
-PLACES = frozenset({"name", "out", "resume", "checkpoint_steps"})
 
 
 class Diverged(UserError):
@@ -52,7 +48,7 @@ def cycle_steps(options: TrainOptions, steps_per_epoch: int) -> tuple[int, int]:
 
 
 class Run:
-    """The parts of a run, and where it stands.
+    """The epochs of a run.
 
     Args:
         workspace: machine and data.
@@ -71,33 +67,27 @@ class Run:
         log: Callable[[str], None],
     ) -> None:
         self.workspace, self.options, self.folder, self.log = workspace, options, folder, log
-        parts.start_over(workspace, options.seed)
         self.loader, self.eval_loaders = parts.loader, parts.eval_loaders
-        self.model, self.optimizer, self.step = parts.model, parts.optimizer, parts.step
+        self.model, self.step = parts.model, parts.step
         total, peak = cycle_steps(options, len(self.loader))
         self.multiplier = one_cycle(total, peak, options.lr_min, options.lr_max)
-        self.scheduler = make_scheduler(self.optimizer, options.lr_max, self.multiplier)
-        self.epoch = 0
-        self.tally = Tally.empty(workspace.device)
+        self.state = RunState(workspace, parts, options, folder, self.multiplier, log)
         self.world = workspace.world
         self.stop = StopRequest(self.world.any)
-        self.best = -1.0
         self.save_seconds = 0.0
         self.history: list[dict[str, Any]] = []
 
     def to_the_end(self) -> dict[str, Any]:
         workspace, options = self.workspace, self.options
-        contents = self._last_checkpoint()
-        if contents is not None:
-            self._restore(contents)
-        self.history = self.world.from_main(self.folder.cut_history(self.epoch) if self.world.is_main else [])
+        self.state.restore()
+        self.history = self.world.from_main(self.folder.cut_history(self.state.epoch) if self.world.is_main else [])
         for line in console.opening_lines(workspace, options, describe_device(workspace.device), len(self.loader)):
             self.log(line)
         if not plots.matplotlib_available():
             self.log(gallery.NO_MATPLOTLIB)
         compile_seconds = self._warm_up()
         started = time.perf_counter()
-        first = self.epoch
+        first = self.state.epoch
         evaluation = None
         with (
             stop_on_signal(self.stop, self._announce_stop, patient=self.world.size > 1),
@@ -110,7 +100,8 @@ class Run:
                 try:
                     evaluation = self._one_epoch(epoch, writer)
                 except Stopped:
-                    self._save(writer, {self.folder.last: self._training_state()})
+                    self._refuse_divergence(epoch, [self.state.tally.over(self.world).loss])
+                    self._save(writer, self.state.last_checkpoint())
                     raise KeyboardInterrupt from None
                 pace = (time.perf_counter() - started) / (epoch - first)
                 counts = {"val": len(workspace.val or ()), "test": len(workspace.data.test)}
@@ -144,35 +135,42 @@ class Run:
         evaluations: dict[str, Evaluation | None] = dict.fromkeys(self.eval_loaders)
         if epoch % options.eval_every == 0 or epoch == options.epochs:
             evaluations = {split: self._evaluate(split) for split in self.eval_loaders}
-        row = self._row(epoch, self.tally.over(self.world), evaluations) | {
+        row = self._row(epoch, self.state.tally.over(self.world), evaluations) | {
             "evaluation_seconds": time.perf_counter() - started
         }
         self._refuse_divergence(epoch, [value for key, value in row.items() if key.endswith("_loss")])
         if self.world.is_main:
             self.folder.append_history(row)
         self.history.append(row)
-        self.epoch, self.tally = epoch, Tally.empty(self.workspace.device)
+        self.state.finish_epoch()
         started = time.perf_counter()
-        self._save(writer, self._checkpoints(row))
+        self._save(writer, self.state.checkpoints(row))
         self.save_seconds += time.perf_counter() - started
         return evaluations["test"]
 
     def _train_what_is_left(self, epoch: int, writer: checkpoint.Writer) -> None:
         """Trains on the rest of an epoch, of which a checkpoint may have been written in the middle."""
         steps, every = len(self.loader), self.options.checkpoint_steps or len(self.loader)
-        batches = self.loader.batches(self.tally.steps)
-        while self.tally.steps < steps:
-            some = itertools.islice(batches, every - self.tally.steps % every)
-            title = f"epoch {epoch}/{self.options.epochs}"
-            train_epoch(self.step, some, self.scheduler, self.tally, check=self.stop.check, title=title, steps=steps)
-            if self.tally.steps < steps:
-                self._refuse_divergence(epoch, [self.tally.over(self.world).loss])
-                self._save(writer, {self.folder.last: self._training_state()})
+        batches = self.loader.batches(self.state.tally.steps)
+        while self.state.tally.steps < steps:
+            some = itertools.islice(batches, every - self.state.tally.steps % every)
+            train_epoch(
+                self.step,
+                some,
+                self.state.scheduler,
+                self.state.tally,
+                check=self.stop.check,
+                title=f"epoch {epoch}/{self.options.epochs}",
+                steps=steps,
+            )
+            if self.state.tally.steps < steps:
+                self._refuse_divergence(epoch, [self.state.tally.over(self.world).loss])
+                self._save(writer, self.state.last_checkpoint())
 
     def _refuse_divergence(self, epoch: int, losses: list[float | None]) -> None:
         if all(math.isfinite(loss) for loss in losses if loss is not None):
             return
-        kept = f"; {self.folder.path} keeps the epochs before" if self.epoch else ""
+        kept = f"; {self.folder.path} keeps the epochs before" if self.state.epoch else ""
         raise Diverged(
             f"the loss diverged in epoch {epoch}, at learning rates up to {self.options.lr_max:g}; "
             f"lower --lr-max (run_lrfind.py measures one){kept}"
@@ -183,7 +181,7 @@ class Run:
             writer.save(checkpoints)
 
     def _row(self, epoch: int, tally: Tally, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
-        last_step = max(0, self.scheduler.last_epoch - 1)  # float16 may have skipped some
+        last_step = max(0, self.state.scheduler.last_epoch - 1)  # float16 may have skipped some
         row: dict[str, Any] = {
             "epoch": epoch,
             "lr": self.options.lr_max * self.multiplier(last_step),
@@ -209,87 +207,6 @@ class Run:
             title=split,
         )
 
-    def _checkpoints(self, row: dict[str, Any]) -> dict[Path, dict[str, Any]]:
-        """What is to be written after an epoch: best.pt when it is the best so far, then last.pt."""
-        judge = "val_accuracy" if "val" in self.eval_loaders else "test_accuracy"
-        if row[judge] is None or row[judge] <= self.best:
-            return {self.folder.last: self._training_state()}
-        self.best = row[judge]
-        return {self.folder.best: self._description(), self.folder.last: self._training_state()}
-
-    def _description(self) -> dict[str, Any]:
-        """The network as it is now, and what one has to know to use it."""
-        return {
-            "classes": self.workspace.data.classes,
-            "mean": list(self.loader.mean),
-            "std": list(self.loader.std),
-            "size": SIZE,
-            "options": {name: value for name, value in self.options.as_dict().items() if name not in PLACES},
-            "epoch": self.epoch,
-            "model": self.model.state_dict(),
-        }
-
-    def _training_state(self) -> dict[str, Any]:
-        """Where the run stands: all that it needs to go on as if it had never stopped."""
-        return self._description() | {
-            "tally": self.tally.over(self.world).state_dict(),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.step.scaler.state_dict(),
-            "random_state": random_state(self.workspace.device),
-            "steps_per_epoch": len(self.loader),
-            "threads": torch.get_num_threads(),
-        }
-
-    def _last_checkpoint(self) -> dict[str, Any] | None:
-        """last.pt, or the one before it where that is damaged; None before the first."""
-        if self.world.is_main:
-            contents = self._sound_checkpoint()
-            self.world.from_main(contents is None)
-            return contents
-        return None if self.world.from_main(None) else checkpoint.load_training(self.folder.last)
-
-    def _sound_checkpoint(self) -> dict[str, Any] | None:
-        last, previous = self.folder.last, self.folder.previous
-        try:
-            if last.exists():
-                return checkpoint.load_training(last)
-        except UserError as damage:
-            if not previous.exists():
-                raise
-            self.log(f"{damage}; going on from the checkpoint before it")
-        if not previous.exists():
-            return None
-        contents = checkpoint.load_training(previous)
-        previous.replace(last)  # or the next save would keep the damaged one as the previous
-        return contents
-
-    def _restore(self, contents: dict[str, Any]) -> None:
-        """Goes back to where a checkpoint was written; what the history says beyond that is done again."""
-        if contents["classes"] != self.workspace.data.classes:
-            raise UserError(f"{self.folder.path} was trained on other classes than those of {self.options.data}")
-        pictures = (list(self.loader.mean), list(self.loader.std), len(self.loader))
-        if (contents["mean"], contents["std"], contents["steps_per_epoch"]) != pictures:
-            raise UserError(f"{self.folder.path} was trained on other pictures than those of {self.options.data}")
-        checkpoint.load_weights(self.model, contents, self.folder.last)
-        load_state(self.optimizer, contents["optimizer"])
-        self.scheduler.load_state_dict(contents["scheduler"])
-        if self.step.scaler.is_enabled():
-            self.step.load_scaler(contents["scaler"])
-        set_random_state(self.workspace.device, contents["random_state"])
-        self.best, self.epoch = contents["best"], contents["epoch"]
-        self.tally.load_state_dict(contents["tally"])
-        if not self.world.is_main:  # rank 0 has what all had come to
-            self.tally = dataclasses.replace(Tally.empty(self.workspace.device), steps=self.tally.steps)
-        steps = f" and {self.tally.steps} steps" if self.tally.steps else ""
-        self.log(f"going on after epoch {self.epoch}{steps} of {self.folder.path}")
-        if self.options.deterministic and contents["threads"] != torch.get_num_threads():
-            self.log(
-                f"--deterministic: it was begun with {contents['threads']} threads and goes on with "
-                f"{torch.get_num_threads()}, so the numbers may differ in their last bits"
-            )
-
     def _finish(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
         """Pictures, then the summary: a run folder with a summary is complete."""
         summary = self._write_summary(evaluation, compile_seconds) if self.world.is_main else {}
@@ -297,8 +214,8 @@ class Run:
 
     def _write_summary(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
         workspace, last = self.workspace, self.history[-1]
-        headline = f"{workspace.data.name}: {evaluation.accuracy:.2%} after {self.epoch} epochs"
-        lrs = [self.options.lr_max * self.multiplier(step) for step in range(self.epoch * len(self.loader))]
+        headline = f"{workspace.data.name}: {evaluation.accuracy:.2%} after {self.state.epoch} epochs"
+        lrs = [self.options.lr_max * self.multiplier(step) for step in range(self.state.epoch * len(self.loader))]
         gallery.opening_pictures(self.folder.path, workspace, self.loader, lrs)
         gallery.closing_pictures(self.folder.path, workspace, self.history, evaluation, headline)
         seconds = sum(row["seconds"] for row in self.history)
@@ -310,7 +227,7 @@ class Run:
             "train_accuracy": last["train_accuracy"],
             "train_loss": last["train_loss"],
             **({"val_accuracy": last["val_accuracy"]} if "val" in self.eval_loaders else {}),
-            "epochs": self.epoch,
+            "epochs": self.state.epoch,
             "seed": self.options.seed,
             "seconds": seconds,
             "images_per_second": images / seconds if seconds else 0.0,
