@@ -4,6 +4,7 @@
     python run_train.py --compile --amp                 # CIFAR-10, 24 epochs
     python run_train.py --data FOLDER --find-lr --amp   # your own pictures, rates from a range test
     python run_train.py --amp --runs 5                  # five seeds: mean and spread
+    torchrun --nproc-per-node=4 run_train.py --amp      # four GPUs, or four processes with --device cpu
     python run_train.py --resume runs/NAME              # go on with an interrupted run
     python run_train.py --eval-only runs/NAME/best.pt   # test a checkpoint
     python run_train.py --summary                       # the network, layer by layer
