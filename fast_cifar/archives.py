@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import tarfile
 import warnings
@@ -52,7 +53,7 @@ def load_official(name: str, data_dir: Path, mirrors: Sequence[str] = ()) -> Dat
         return dataset
     archive = data_dir / official.filename
     cache.require_writable(data_dir)
-    if not archive.exists():
+    if not os.path.exists(archive):
         download(mirrors or [official.url], archive, official.md5)
     if _md5(archive) != official.md5:
         raise UserError(f"{archive} {_damage(archive, official)}; delete it to have it downloaded again")

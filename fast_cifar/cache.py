@@ -21,7 +21,7 @@ def load(path: Path, key: str) -> Dataset | None:
     Returns:
         None when there is none, when it has another key, or when the file is damaged: it is then to be made again.
     """
-    if not path.is_file() or not is_whole(path):
+    if not os.path.isfile(path) or not is_whole(path):
         return None
     try:
         stored = torch.load(path, weights_only=True)

@@ -45,7 +45,8 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
         md5: the archive's checksum, in hexadecimal.
 
     Raises:
-        UserError: an address is malformed, no server delivered the archive, or it cannot be written.
+        UserError: an address is malformed, no server delivered the archive, it cannot be written, or another process
+            writes it where that cannot be locked out.
     """
     for url in urls:
         _require_web_address(url)
@@ -83,7 +84,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Keeps other processes from downloading into `folder` meanwhile, where its file system can lock a folder.
 
     Where it cannot (Windows, some network drives), two that fetch the same archive at once write into the same `.part`.
-    The checksum finds that: one of them, or both, fetches it anew or ends with an error, and may be started again.
+    Each finds that out by the length of it and ends with an error; started again, it goes on from there or anew.
     """
     if os.name != "posix":
         yield
@@ -171,9 +172,15 @@ def _append(response: http.client.HTTPResponse, part: Path, bar: tqdm, start: in
     bar.reset(total)
     bar.initial = bar.n = bar.last_print_n = start
     bar.refresh()
+    """Adds what is left of an answer; refuses to mix it with what another process adds."""
     with part.open("ab") as file:
+        reached = start
         while chunk := _read(response):
+            if os.fstat(file.fileno()).st_size != reached:
+                raise UserError(f"another process is writing {part}, too; when it has ended, start this one again")
             file.write(chunk)
+            file.flush()
+            reached += len(chunk)
             bar.update(len(chunk))
 
 

@@ -24,7 +24,8 @@ def run_script(script: Callable[[], None]) -> int:
         with interrupt_on_sigterm():
             script()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = " ".join(str(error).splitlines())  # a path may have line breaks
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)

@@ -34,10 +34,14 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
     data = load_dataset(options.data, options.data_dir, mirrors=options.mirror, resize=options.resize)
     if data.classes != contents["classes"]:
         raise UserError(
-            f"{path} knows the classes {', '.join(contents['classes'][:3])}, ...; "
-            f"{options.data} has {', '.join(data.classes[:3])}, ...: give the data it was trained on with --data"
+            f"{path} knows the classes {_first(contents['classes'])}, ...; "
+            f"{options.data} has {_first(data.classes)}, ...: give the data it was trained on with --data"
         )
     test = limited(data.test, options.limit_test)
     loader = loader_in_order(test, options.batch_size, device, precision, contents["mean"], contents["std"])
     with enough_memory(options.batch_size):
         return evaluate(placed(model, options, device), loader, precision, tta=options.tta, title="test")
+
+
+def _first(classes: list[str]) -> str:
+    return ", ".join(" ".join(name.split()) for name in classes[:3])  # on one line, whatever they are called

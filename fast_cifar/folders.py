@@ -59,7 +59,7 @@ def load_folder(folder: Path, data_dir: Path, *, resize: bool = False) -> Datase
     key = _fingerprint(listing, resize)
     if dataset := cache.load(stored, key):
         return dataset
-    if data_dir.resolve().is_relative_to(folder.resolve()):
+    if Path(os.path.realpath(data_dir)).is_relative_to(os.path.realpath(folder)):
         return _decode_folder(name, folder, listing, resize)
     cache.require_writable(stored.parent)
     dataset = _decode_folder(name, folder, listing, resize)

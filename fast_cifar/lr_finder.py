@@ -142,8 +142,8 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
         UserError: the options, the data, the machine or a run folder do not allow it, or the curve says nothing.
     """
     options.check()
-    path = new_path(options.out, options.name, f"lrfind-{Path(options.data).name}")
-    check_new(path)
+    data = f"lrfind-{Path(options.data).name}"
+    check_new(new_path(options.out, options.name, data))
     workspace = assemble(options)
     log(
         f"range test on {workspace.data.name}, {describe_device(workspace.device)}, {workspace.precision.name}: "
@@ -152,8 +152,8 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     if workspace.precision.note:
         log(workspace.precision.note)
     result = sweep(workspace, options.seed, options)
-    folder = RunFolder.create(path)
-    folder.write_config(options.replace(name=path.name, **workspace.resolved_machine()).as_dict())
+    folder = RunFolder.create_new(options.out, options.name, data)
+    folder.write_config(options.replace(name=folder.path.name, **workspace.resolved_machine()).as_dict())
     write_range_test(folder, result)
     found = result.suggestion
     log(f"LRMIN {found.lr_min:.3g}, LRMAX {found.lr_max:.3g}, after {len(result.lrs)} of {options.iters} steps")

@@ -252,7 +252,8 @@ class TrainOptions(CommonOptions):
         unresolved = {"lr_max", "lr_min"} | ({"peak_epoch"} if saved.get("epochs") != 1 else set())
         for name in sorted(recipe):
             if name not in saved or (name in unresolved and saved[name] is None):
-                raise UserError(f"config.json of the run does not say its {name}; restore it, or begin a new run")
+                path = os.path.join(self.resume or "", "config.json")
+                raise UserError(f"{path} is damaged: it does not say its {name}; restore it, or begin a new run")
         changed = self.explicit & MACHINE
         for name in sorted(self.explicit - changed - {"resume"}):
             mine, theirs = _plain(getattr(self, name)), saved.get(name)

@@ -241,8 +241,8 @@ class Run:
             "torch": str(torch.__version__),
             "parameters": parameter_count(self.model),
         }
-        self.folder.write_summary(summary)
         self.folder.previous.unlink(missing_ok=True)
+        self.folder.write_summary(summary)
         for line in console.closing_lines(summary, str(self.folder.path)):
             self.log(line)
         return summary

@@ -54,6 +54,21 @@ class RunFolder:
         return cls(path)
 
     @classmethod
+    def create_new(cls, out: str, name: str | None, data: str) -> RunFolder:
+        """Makes a folder at `new_path`, and at the next one where another process was quicker.
+
+        Raises:
+            UserError: `name` is given and taken, or no folder can be made.
+        """
+        while True:
+            path = new_path(out, name, data)
+            try:
+                return cls.create(path)
+            except UserError:
+                if name is not None or not path.is_dir():
+                    raise
+
+    @classmethod
     def open(cls, path: Path) -> RunFolder:
         """An existing run.
 

@@ -14,7 +14,7 @@ from fast_cifar.assembly import Parts, Workspace
 from fast_cifar.engine import Tally
 from fast_cifar.errors import UserError
 from fast_cifar.optimizer import load_state, make_scheduler
-from fast_cifar.options import SIZE, TrainOptions
+from fast_cifar.options import MACHINE, SIZE, TrainOptions, flag_of
 from fast_cifar.run_folder import RunFolder
 from fast_cifar.runtime import random_state, set_random_state
 
@@ -102,7 +102,7 @@ class RunState:
         contents = self._last_checkpoint()
         if contents is None:
             return
-        self._check_pictures(contents)
+        self._check_recipe(contents)
         try:
             self._load(contents)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
@@ -139,10 +139,16 @@ class RunState:
         previous.replace(last)  # or the next save would keep the damaged one as the previous
         return contents
 
-    def _check_pictures(self, contents: dict[str, Any]) -> None:
+    def _check_recipe(self, contents: dict[str, Any]) -> None:
         path, data, loader = self._folder.path, self._options.data, self._parts.loader
         if contents["classes"] != self._workspace.data.classes:
             raise UserError(f"{path} was trained on other classes than those of {data}")
+        recipe, trained = self._options.as_dict(), contents["options"]
+        for name in recipe.keys() & trained.keys() - MACHINE - PLACES:
+            if recipe[name] != trained[name]:
+                raise UserError(
+                    f"{path} was trained with {flag_of(name)} {trained[name]}, and its config.json says {recipe[name]}"
+                )
         pictures = (list(loader.mean), list(loader.std), len(loader))
         if (contents["mean"], contents["std"], contents["steps_per_epoch"]) != pictures:
             raise UserError(f"{path} was trained on other pictures than those of {data}")

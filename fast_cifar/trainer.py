@@ -52,9 +52,8 @@ def _start(options: TrainOptions, world: World, log: Log) -> dict[str, Any]:
     options.check()
     options = options.resolved()
     options.check()
-    path = world.from_main(new_path(options.out, options.name, options.data))
     if world.is_main:
-        check_new(path)
+        check_new(new_path(options.out, options.name, options.data))
     workspace = assemble(options, world)
     cycle_steps(options, len(workspace.data.train) // options.batch_size)
     found = None
@@ -63,17 +62,22 @@ def _start(options: TrainOptions, world: World, log: Log) -> dict[str, Any]:
         found = world.from_main(sweep(alone, options.seed, RangeTestOptions()) if world.is_main else None)
         options = options.replace(lr_min=found.suggestion.lr_min, lr_max=found.suggestion.lr_max)
         log(f"range test: LRMIN {options.lr_min:.3g}, LRMAX {options.lr_max:.3g}")
-    options = options.replace(name=path.name, **workspace.resolved_machine())
-    folder = RunFolder.create(path) if world.is_main else RunFolder(path)
-    if world.is_main:
-        folder.write_config(options.as_dict())
-        if found is not None:
-            write_range_test(folder, found)
+    folder = RunFolder.create_new(options.out, options.name, options.data) if world.is_main else None
+    folder = world.from_main(folder)
+    options = options.replace(name=folder.path.name, **workspace.resolved_machine())
     try:
+        if world.is_main:
+            folder.write_config(options.as_dict())
+            if found is not None:
+                write_range_test(folder, found)
         return _train(workspace, options, folder, log)
-    except UserError:
-        if world.is_main and not any(path.rglob("last.pt")):
-            shutil.rmtree(path)
+    except BaseException as end:
+        # Nobody could go on with a folder that has no configuration, and nobody wants one of a run that cannot be.
+        useless = not (folder / "config.json").exists() or (
+            isinstance(end, UserError) and not any(folder.path.rglob("last.pt"))
+        )
+        if world.is_main and useless:
+            shutil.rmtree(folder.path)
         raise
 
 

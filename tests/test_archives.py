@@ -86,12 +86,18 @@ def test_the_decoded_cache_needs_neither_archive_nor_network(cifar10, tmp_path):
     torch.testing.assert_close(second.test.labels, first.test.labels)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"junk", lambda b: b""])
+def flipped(data: bytes) -> bytes:
+    """One bit of a picture is another."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"junk", lambda b: b"", flipped])
 def test_a_damaged_cache_is_made_again(cifar10, tmp_path, damage):
-    load_dataset("cifar10", tmp_path)
+    sound = load_dataset("cifar10", tmp_path)
     [stored] = (tmp_path / "cache").iterdir()
     stored.write_bytes(damage(stored.read_bytes()))
-    assert len(load_dataset("cifar10", tmp_path).train) == 50
+    assert torch.equal(load_dataset("cifar10", tmp_path).train.images, sound.train.images)
     cifar10.unlink()
     assert len(load_dataset("cifar10", tmp_path).train) == 50
 
@@ -146,6 +152,12 @@ def test_a_refused_archive_leaves_nothing_behind(cifar10, tmp_path):
     with pytest.raises(UserError):
         load_dataset(cifar10, tmp_path / "data")
     assert list(tmp_path.iterdir()) == [cifar10]
+
+
+def test_a_data_dir_that_no_folder_can_be_called_is_refused(cifar10, tmp_path):
+    for data in ("cifar10", cifar10):
+        with pytest.raises(UserError, match="--data-dir"):
+            load_dataset(data, tmp_path / ("x" * 300))
 
 
 def test_a_data_dir_that_is_a_file_is_refused(cifar10, tmp_path):

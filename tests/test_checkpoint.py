@@ -114,6 +114,32 @@ def test_a_checkpoint_that_lacks_something_is_refused(tmp_path, model, key):
         checkpoint.load(tmp_path / "x.pt")
 
 
+NONSENSE = [
+    ("classes", []),
+    ("classes", [1]),
+    ("classes", "cat"),
+    ("mean", [0.5] * 2),
+    ("mean", [0.5, 0.5, "x"]),
+    ("mean", [0.5, 0.5, float("nan")]),
+    ("mean", [0.5, 0.5, 10**400]),
+    ("std", [0.5, 0.5, 0]),
+    ("model", {"a": 1}),
+    ("model", [1]),
+    ("options", {}),
+    ("options", {"dropout": "x"}),
+    ("options", {"dropout": 1.0}),
+    ("epoch", None),
+    ("size", 1.5),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), NONSENSE, ids=range(len(NONSENSE)))
+def test_a_checkpoint_with_nonsense_in_it_is_refused(tmp_path, model, key, value):
+    checkpoint.save(tmp_path / "x.pt", contents(model) | {key: value})
+    with pytest.raises(UserError, match=r"x\.pt cannot be used: its "):
+        checkpoint.load(tmp_path / "x.pt")
+
+
 def test_training_cannot_go_on_from_weights_alone(saved):
     with pytest.raises(UserError, match="incomplete: it has no best, optimizer"):
         checkpoint.load_training(saved)

@@ -93,7 +93,16 @@ def test_what_was_given_is_remembered_even_if_it_is_the_default():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--epoch", "3"], ["--batch", "64"], ["--colour"], ["--lr-max", "fast"], ["--epochs", "2.5"], ["--epochs"], ["x"]],
+    [
+        ["--epoch", "3"],
+        ["--batch", "64"],
+        ["--colour"],
+        ["--lr-max", "fast"],
+        ["--epochs", "2.5"],
+        ["--epochs"],
+        ["x"],
+        ["a\nb"],
+    ],
 )
 def test_a_wrong_command_line_is_one_line(arguments):
     with pytest.raises(UserError) as caught:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +26,23 @@ NAME = "cifar-10-python.tar.gz"
 Answer = Callable[[BaseHTTPRequestHandler, int], None]  # called with the request and the first byte it asks for
 
 
-class Server(ThreadingHTTPServer):
-    """Gives every request to one `answer` and remembers the Range header of each."""
-
-    daemon_threads = True
+class OneByOneServer(HTTPServer):
+    """Gives every request to one `answer`, one after the other, and remembers the Range header of each."""
 
     def __init__(self, answer: Answer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer = answer
         self.ranges: list[str | None] = []
         self.url = f"http://127.0.0.1:{self.server_port}/{NAME}"
+
+    def handle_error(self, *_: object) -> None:
+        """Clients hang up on a server that misbehaves."""
+
+
+class Server(ThreadingHTTPServer, OneByOneServer):
+    """As `OneByOneServer`, and all at once."""
+
+    daemon_threads = True
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,6 +82,59 @@ def refusing(status: int) -> Answer:
     return lambda request, _: send(request, status, {}, b"")
 
 
+def redirecting(url: str) -> Answer:
+    return lambda request, _: send(request, 302, {"Location": url}, b"")
+
+
+def first_and_then(first: Answer, others: Answer) -> Answer:
+    """A server that is another after its first answer."""
+    answers = iter([first])
+    return lambda request, start: next(answers, others)(request, start)
+
+
+def lying(headers: dict[str, object], contents: bytes = CONTENTS) -> Answer:
+    """A server that knows no ranges, and says other things of what it sends than are true."""
+    return lambda request, _: send(request, 200, headers, contents)
+
+
+def ranged(extent: str | None, contents: Callable[[int], bytes]) -> Answer:
+    """A server that answers a range with `extent`, {start} being what was asked for, and with `contents(start)`."""
+
+    def answer(request: BaseHTTPRequestHandler, start: int) -> None:
+        if start:
+            headers = {"Content-Range": extent.format(start=start)} if extent is not None else {}
+            send(request, 206, headers, contents(start))
+        else:
+            whole()(request, 0)
+
+    return answer
+
+
+def chunked(at_most: int | None = None) -> Answer:
+    """A server that does not say how long the archive is, but where it ends; it hangs up after `at_most` bytes."""
+
+    def answer(request: BaseHTTPRequestHandler, start: int) -> None:
+        body = CONTENTS[start:][:at_most]
+        pieces = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (body[:5000], body[5000:]) if piece)
+        extent = {"Content-Range": f"bytes {start}-{len(CONTENTS) - 1}/*"} if start else {}
+        request.protocol_version = "HTTP/1.1"
+        headers = {"Transfer-Encoding": "chunked", "Connection": "close"} | extent
+        send(request, 206 if start else 200, headers, pieces + (b"" if at_most else b"0\r\n\r\n"))
+
+    return answer
+
+
+def reset_after(at_most: int) -> Answer:
+    """A server that sends some bytes and then breaks the connection by force, as a restarting router does."""
+
+    def answer(request: BaseHTTPRequestHandler, start: int) -> None:
+        resumable(at_most=at_most)(request, start)
+        request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.connection.close()
+
+    return answer
+
+
 def send(request: BaseHTTPRequestHandler, status: int, headers: dict[str, object], body: bytes) -> None:
     request.send_response(status)
     for name, value in headers.items():
@@ -81,11 +144,11 @@ def send(request: BaseHTTPRequestHandler, status: int, headers: dict[str, object
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Answer], Server]]:
+def serve() -> Iterator[Callable[..., OneByOneServer]]:
     servers = []
 
-    def start(answer: Answer) -> Server:
-        servers.append(Server(answer))
+    def start(answer: Answer, kind: type[OneByOneServer] = Server) -> OneByOneServer:
+        servers.append(kind(answer))
         threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return servers[-1]
 
@@ -117,7 +180,19 @@ def put_part(path: Path, contents: bytes) -> None:
 
 def assert_arrived(path: Path) -> None:
     assert path.read_bytes() == CONTENTS
-    assert not part_of(path).exists()
+    assert [file.name for file in path.parent.iterdir()] == [NAME]
+
+
+def refusal(path: Path, *servers: OneByOneServer) -> str:
+    """What the user is told when no server delivers: one line that names the archive and each server."""
+    with pytest.raises(UserError) as caught:
+        download([server.url for server in servers], path, MD5)
+    message = str(caught.value)
+    assert message.isprintable()
+    for expected in (NAME, *(f"127.0.0.1:{server.server_port}" for server in servers), "--mirror URL"):
+        assert expected in message
+    assert not path.exists()
+    return message
 
 
 def test_an_archive_is_fetched_and_takes_its_name(serve, path):
@@ -226,12 +301,183 @@ def test_servers_are_asked_in_order_and_no_more_than_needed(serve, path):
     assert second.ranges == []
 
 
-def test_a_server_that_stalls_is_given_up(monkeypatch, serve, path):
-    monkeypatch.setattr(download_module, "TIMEOUT", 0.1)
+@pytest.fixture
+def stall(monkeypatch) -> Iterator[Callable[..., Answer]]:
+    """Servers that send `at_most` bytes as a resumable one does, if any, and then nothing until the test is over."""
+    monkeypatch.setattr(download_module, "TIMEOUT", 0.2)
     over = threading.Event()
-    with pytest.raises(UserError, match="no answer for 0.1 seconds"):
-        download([serve(lambda *_: over.wait(10)).url], path, MD5)
+
+    def stalling(at_most: int | None = None) -> Answer:
+        def answer(request: BaseHTTPRequestHandler, start: int) -> None:
+            if at_most is not None:
+                resumable(at_most=at_most)(request, start)
+            over.wait(30)
+
+        return answer
+
+    yield stalling
     over.set()
+
+
+def test_a_server_that_never_answers_is_given_up(stall, serve, path):
+    assert "no answer for 0.2 seconds" in refusal(path, serve(stall()))
+
+
+def test_a_server_that_stalls_midway_is_asked_for_the_rest(stall, serve, path):
+    server = serve(first_and_then(stall(120_000), resumable()))
+    download([server.url], path, MD5)
+    assert_arrived(path)
+    assert server.ranges[:2] == [None, "bytes=120000-"]
+
+
+def test_a_server_that_stalls_at_the_same_byte_again_and_again_is_given_up(monkeypatch, stall, serve, path):
+    monkeypatch.setattr(download_module, "RETRIES", 1)
+    server = serve(first_and_then(stall(120_000), stall(0)))
+    assert "no answer for 0.2 seconds" in refusal(path, server)
+    assert part_of(path).read_bytes() == CONTENTS[:120_000]
+
+
+def test_a_connection_broken_by_force_is_taken_up(serve, path):
+    server = serve(first_and_then(reset_after(120_000), resumable()))
+    download([server.url], path, MD5)
+    assert_arrived(path)
+    assert len(server.ranges) == 2
+
+
+@pytest.mark.parametrize("length", [300_001, 10**12, 10**5000], ids=["one more", "a terabyte", "thousands of digits"])
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_whole_archive_is_taken_though_a_longer_one_was_promised(serve, path, length, knows_ranges):
+    promising = lying({"Content-Length": "9" * 5000 if length == 10**5000 else length})
+    download([serve(first_and_then(promising, resumable()) if knows_ranges else promising).url], path, MD5)
+    assert_arrived(path)
+
+
+def test_more_bytes_than_promised_are_not_the_archive(serve, path):
+    assert "wrong MD5" in refusal(path, serve(lying({"Content-Length": 100_000})))
+    assert not part_of(path).exists()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": "-1"}, {"Content-Length": "many"}], ids=str)
+def test_an_archive_of_unknown_length_ends_with_the_connection(serve, path, headers):
+    download([serve(lying(headers)).url], path, MD5)
+    assert_arrived(path)
+
+
+def test_a_drop_that_looks_like_the_end_does_not_pass_for_the_archive(serve, path):
+    assert "wrong MD5" in refusal(path, serve(lying({}, CONTENTS[:100_000])))
+    assert not part_of(path).exists()
+
+
+def test_an_archive_in_chunks_is_taken_up_where_they_broke_off(serve, path):
+    server = serve(first_and_then(chunked(at_most=120_000), chunked()))
+    download([server.url], path, MD5)
+    assert_arrived(path)
+    assert server.ranges == [None, "bytes=120000-"]
+
+
+@pytest.mark.parametrize("length", [250_000, 400_000])
+def test_a_range_that_misstates_the_archives_length_is_taken_by_its_bytes(serve, path, length):
+    put_part(path, CONTENTS[:200_000])
+    server = serve(ranged(f"bytes {{start}}-299999/{length}", lambda start: CONTENTS[start:]))
+    download([server.url], path, MD5)
+    assert_arrived(path)
+    assert None not in server.ranges
+
+
+def test_a_range_of_other_bytes_than_it_says_starts_over(serve, path):
+    put_part(path, CONTENTS[:200_000])
+    server = serve(ranged("bytes {start}-299999/300000", lambda start: CONTENTS[: len(CONTENTS) - start]))
+    download([server.url], path, MD5)
+    assert_arrived(path)
+    assert server.ranges == ["bytes=200000-", None]
+
+
+def test_a_server_that_serves_one_at_a_time_can_start_over(monkeypatch, serve, path):
+    monkeypatch.setattr(download_module, "TIMEOUT", 5.0)
+    put_part(path, CONTENTS[:100])
+    server = serve(ranged("bytes 7-9999999/10000000", lambda _: bytes(10_000_000)), OneByOneServer)
+    download([server.url], path, MD5)
+    assert_arrived(path)
+
+
+def test_a_server_that_refuses_every_range_starts_over(serve, path):
+    put_part(path, CONTENTS[:200_000])
+    server = serve(lambda request, start: (refusing(416) if start else whole())(request, start))
+    download([server.url], path, MD5)
+    assert_arrived(path)
+
+
+def test_a_server_that_cannot_satisfy_no_range_at_all_is_given_up(serve, path):
+    assert "416" in refusal(path, serve(refusing(416)))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 429, 500, 502, 503])
+def test_a_refusal_is_told_with_its_number_and_spares_the_part(serve, path, status):
+    put_part(path, CONTENTS[:1000])
+    assert f"HTTP {status}" in refusal(path, serve(refusing(status)))
+    assert part_of(path).read_bytes() == CONTENTS[:1000]
+
+
+def test_a_complete_part_needs_no_server(serve, path):
+    put_part(path, CONTENTS)
+    download([serve(refusing(404)).url], path, MD5)
+    assert_arrived(path)
+
+
+def test_a_redirect_is_followed_with_the_range(serve, path):
+    put_part(path, CONTENTS[:1000])
+    elsewhere = serve(resumable())
+    download([serve(redirecting(elsewhere.url)).url], path, MD5)
+    assert_arrived(path)
+    assert elsewhere.ranges == ["bytes=1000-"]
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        (f"/{NAME}", "infinite loop"),
+        ("", "infinite loop"),
+        ("file:///etc/hostname", "not allowed"),
+        ("http://[::1/x", "Invalid"),
+    ],
+)
+def test_a_redirect_that_leads_nowhere_is_given_up_in_one_line(serve, path, where, reason):
+    assert reason in refusal(path, serve(redirecting(where)))
+
+
+@pytest.mark.parametrize("line", [b"SSH-2.0-OpenSSH_9.7\r\n", b"\x1b[2J\r\n", b"", b"HTTP/1.1 404 \x1b[2J\r\n\r\n"])
+def test_what_is_no_web_server_is_told_in_one_line(serve, path, line):
+    refusal(path, serve(lambda request, _: request.wfile.write(line)))
+
+
+def test_a_web_page_by_another_name_is_no_archive(serve, path):
+    page = serve(whole(b"<html>Sign in</html>", kind="application/octet-stream"))
+    assert "something else than the archive" in refusal(path, page)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_after_every_kind_of_failure_a_good_server_still_delivers(stall, serve, path):
+    bad = [
+        stall(),
+        whole(b"wrong" * 1000),
+        whole(b"<html>Sign in</html>", kind="text/html"),
+        refusing(503),
+        lying({"Content-Length": 100_000}),
+        redirecting(f"/{NAME}"),
+        reset_after(1000),
+    ]
+    download([*(serve(answer).url for answer in bad), serve(resumable()).url], path, MD5)
+    assert_arrived(path)
+
+
+def test_where_folders_cannot_be_locked_the_archive_comes_all_the_same(monkeypatch, serve, path):
+    def flock(*_: object) -> None:
+        raise OSError("no locks here")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    download([serve(whole()).url], path, MD5)
+    assert_arrived(path)
 
 
 def test_when_all_fail_one_line_gives_the_reasons_and_the_three_ways_out(serve, path):
@@ -257,6 +503,33 @@ def test_two_at_once_fetch_the_archive_once(serve, path):
         list(pool.map(lambda _: download([server.url], path, MD5), range(4)))
     assert_arrived(path)
     assert server.ranges == [None]
+
+
+def test_two_that_cannot_wait_for_each_other_never_take_a_mixture_for_the_archive(monkeypatch, serve, path):
+    """The second begins in the middle of the first, as it may where folders cannot be locked."""
+    monkeypatch.setattr(download_module, "_alone_in", lambda _: nullcontext())
+    halfway, over = threading.Event(), threading.Event()
+
+    def answer_in_two_halves(request: BaseHTTPRequestHandler, _: int) -> None:
+        send(request, 200, {"Content-Length": len(CONTENTS)}, CONTENTS[:150_000])
+        halfway.set()
+        over.wait(30)
+        request.wfile.write(CONTENTS[150_000:])
+
+    def download_first() -> str:
+        with pytest.raises(UserError) as caught:
+            download([serve(answer_in_two_halves).url], path, MD5)
+        return str(caught.value)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(download_first)
+        halfway.wait(30)
+        while not part_of(path).exists() or part_of(path).stat().st_size < 150_000:
+            assert not first.done()
+        download([serve(resumable()).url], path, MD5)
+        over.set()
+        assert first.result().startswith(f"another process is writing {part_of(path)}, too; when it has ended")
+    assert_arrived(path)
 
 
 def test_cifar10_comes_from_the_official_server(monkeypatch, serve, tmp_path):

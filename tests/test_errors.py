@@ -30,3 +30,11 @@ def test_an_interruption_is_130_and_says_how_to_go_on(capsys):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_script(raising(ZeroDivisionError()))
+
+
+def test_an_error_is_one_line_even_where_a_path_has_two(capsys):
+    def script():
+        raise UserError("a\nb is missing")
+
+    assert run_script(script) == 2
+    assert capsys.readouterr().err == "error: a b is missing\n"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fast_cifar import TrainOptions, checkpoint
 from fast_cifar.errors import UserError
 from fast_cifar.evaluation import evaluate_checkpoint
 from fast_cifar.trainer import train
@@ -24,6 +25,27 @@ def test_without_data_it_takes_the_data_it_was_trained_on(trained, quick):
     path, summary = trained
     options = quick(eval_only=str(path))
     assert evaluate_checkpoint(options.replace(data="cifar10")).accuracy == summary["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"dropout": 0.0}, r"last\.pt is incomplete: .* no data, "), ({"data": 7}, "--data 7 .* type")],
+)
+def test_a_checkpoint_that_does_not_say_how_it_was_tested_is_refused(trained, quick, options, said):
+    path = trained[0]
+    contents = checkpoint.load(path)
+    whole = contents["options"] if "data" in options else {}
+    checkpoint.save(path, contents | {"options": whole | options})
+    with pytest.raises(UserError, match=said):
+        evaluate_checkpoint(TrainOptions(eval_only=str(path)))
+
+
+def test_classes_with_odd_names_are_refused_in_one_line(trained, quick):
+    path = trained[0]
+    checkpoint.save(path, checkpoint.load(path) | {"classes": ["a\nb", "c"]})
+    with pytest.raises(UserError, match="a b, c.*cat, dog") as caught:
+        evaluate_checkpoint(quick(eval_only=str(path)))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_other_classes_are_refused(trained, quick, tmp_path):

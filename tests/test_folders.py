@@ -143,6 +143,11 @@ def test_a_damaged_cache_is_made_again(pets, data_dir, decoded):
     assert len(decoded) == 16
 
 
+def test_a_data_dir_that_no_folder_can_be_called_is_refused(pets, tmp_path):
+    with pytest.raises(UserError, match="--data-dir"):
+        load_dataset(pets, tmp_path / ("x" * 300))
+
+
 def test_two_folders_of_one_name_have_two_caches(pets, data_dir, tmp_path):
     load_dataset(pets, data_dir)
     other = tmp_path / "other" / "pets"

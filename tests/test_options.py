@@ -119,6 +119,9 @@ def test_the_ends_of_each_range_are_allowed(fine):
         {"mirror": "http://one"},
         {"name": 7},
         {"runs": [1]},
+        {"name": Path("x")},
+        {"device": Path("cpu")},
+        {"mirror": [1]},
     ],
 )
 def test_a_value_of_another_type_is_refused_by_name(bad):
@@ -196,6 +199,34 @@ def test_the_machine_may_change_on_resume(machine):
 def test_amp_may_be_switched_off_on_resume():
     options = TrainOptions(resume="runs/x", amp=False, given=frozenset({"resume", "amp"}))
     assert not options.continued(saved(amp=True)).amp
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", Path("a\0b")])
+@pytest.mark.parametrize("name", ["data", "data_dir", "out", "resume", "eval_only"])
+def test_what_cannot_be_a_path_is_refused_by_name(name, path):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} .* cannot be the name"):
+        TrainOptions(**{name: path}).check()
+
+
+@pytest.mark.parametrize("name", ["batch_size", "seed", "dropout", "val_split"])
+def test_a_configuration_that_lacks_an_option_is_refused_and_no_default_takes_its_place(name):
+    lacking = saved()
+    del lacking[name]
+    with pytest.raises(UserError, match=rf"config\.json .* its {name};"):
+        TrainOptions(resume="runs/x").continued(lacking)
+
+
+@pytest.mark.parametrize("name", ["lr_max", "lr_min", "peak_epoch"])
+def test_a_configuration_that_leaves_the_cycle_open_is_refused(name):
+    with pytest.raises(UserError, match=rf"config\.json .* its {name};"):
+        TrainOptions(resume="runs/x").continued(saved() | {name: None})
+    TrainOptions(resume="runs/x").continued(saved(epochs=1))
+
+
+def test_a_configuration_of_before_an_option_of_the_machine_came_is_enough():
+    older = saved()
+    del older["checkpoint_steps"]
+    TrainOptions(resume="runs/x").continued(older).check()
 
 
 def test_a_resumed_run_passes_its_checks():

@@ -428,3 +428,14 @@ def test_another_number_of_threads_is_said_where_it_matters(small_network, quick
     lines = []
     train(TrainOptions(resume=str(tmp_path / "a")), log=lines.append)
     assert any("77" in line and "--deterministic" in line for line in lines)
+
+
+def test_a_checkpoint_of_another_recipe_than_the_configurations_is_refused(small_network, quick, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopped_at_check(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a"), log=silent)
+    path = tmp_path / "a/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_smoothing": 0.1}))
+    with pytest.raises(UserError, match=r"was trained with --label-smoothing 0\.0, and its config\.json says 0\.1"):
+        train(TrainOptions(resume=str(tmp_path / "a")), log=silent)

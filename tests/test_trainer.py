@@ -194,3 +194,13 @@ def test_when_all_of_several_runs_diverge_there_is_no_summary(small_network, qui
     with pytest.raises(UserError, match="all 2 runs failed; seed 0"):
         train(quick(out=str(tmp_path), name="several", runs=2, lr_max=1e6, weight_decay=1e6), log=silent)
     assert not (tmp_path / "several").exists()
+
+
+def test_an_interruption_before_there_is_a_configuration_leaves_no_folder(small_network, quick, tmp_path, monkeypatch):
+    def write_config(self, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fast_cifar.trainer.RunFolder.write_config", write_config)
+    with pytest.raises(KeyboardInterrupt):
+        train(quick(out=str(tmp_path), name="a"), log=silent)
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,387 @@
+"""Damaged files of every kind: each ends in success or in one line that names the file, and none runs code.
+
+    FAST_CIFAR_FUZZ=1000 python -m pytest tests/test_fuzz.py   # so many cases of each kind
+
+Case k of a kind is the same at any time, on any machine; a failure names it.
+"""
+
+import json
+import math
+import os
+import pickle
+import random
+import shutil
+import string
+
+import pytest
+import torch
+from PIL import Image
+
+from fast_cifar import TrainOptions, checkpoint, predict, train
+from fast_cifar.datasets import load_dataset
+from fast_cifar.errors import UserError
+from fast_cifar.evaluation import evaluate_checkpoint
+from fast_cifar.options import flag_of
+from tests import fake_cifar
+from tests.conftest import SmallNetwork, picture, rows, silent, stopped_at_check, write_class_folder
+
+CASES = int(os.environ.get("FAST_CIFAR_FUZZ", "0"))
+HTML = b"<!DOCTYPE html>\n<html><body>Sign in to the campus network</body></html>\n"
+NONSENSE = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    -1,
+    10**30,
+    -(10**400),
+    0.5,
+    1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    "x",
+    "a\nb",
+    "a\0b",
+    "\ud800",
+    "../..",
+    "x" * 5000,
+    [],
+    [1],
+    ["x", None],
+    {},
+    {"a": {"b": []}},
+]
+
+
+def cases(kind, few):
+    """(k, the random numbers of case k): `few` of them in the suite."""
+    return [(k, random.Random(f"{kind} {k}")) for k in range(CASES or few)]
+
+
+def span(data, rng):
+    start = rng.randrange(len(data))
+    return start, min(len(data), start + rng.choice([1, 2, 7, 64, 1000]))
+
+
+def flipped(data, rng):
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 10, 100])):
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def zeroed(data, rng):
+    start, end = span(data, rng)
+    return data[:start] + bytes(end - start) + data[end:]
+
+
+def overwritten(data, rng):
+    start, end = span(data, rng)
+    return data[:start] + rng.randbytes(end - start) + data[end:]
+
+
+def doubled(data, rng):
+    start, end = span(data, rng)
+    return data[:end] + data[start:]
+
+
+def without_a_part(data, rng):
+    start, end = span(data, rng)
+    return data[:start] + data[end:]
+
+
+def truncated(data, rng):
+    return data[: rng.randrange(len(data))]
+
+
+def extended(data, rng):
+    return data + rng.randbytes(rng.choice([1, 100, 5000]))
+
+
+def replaced(data, rng):
+    return rng.choice(
+        [b"", HTML, bytes(len(data)), rng.randbytes(len(data)), data[::-1], data[:4] + rng.randbytes(500)]
+    )
+
+
+DAMAGES = [flipped, flipped, zeroed, overwritten, doubled, without_a_part, truncated, extended, replaced]
+
+
+def damaged(data, rng):
+    return rng.choice(DAMAGES)(data, rng)
+
+
+def places(value, path=()):
+    """The paths of all entries in a nest of dictionaries and lists."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+def altered(contents, rng):
+    """A nest of dictionaries and lists with one entry deleted, added, or replaced by nonsense; changed in place."""
+    path = rng.choice(list(places(contents)))
+    holder = contents
+    for key in path[:-1]:
+        holder = holder[key]
+    what = rng.randrange(6)
+    if what == 0:
+        del holder[path[-1]]
+    elif what == 1 and isinstance(holder, dict):
+        holder[rng.choice(string.ascii_letters)] = rng.choice(NONSENSE)
+    else:
+        holder[path[-1]] = rng.choice(NONSENSE)
+    return contents
+
+
+def deeply_nested():
+    return b'{"epochs": ' + b"[" * 100_000
+
+
+def damaged_json(data, rng):
+    """Bytes of a JSON file, or of one with a JSON object a line, damaged as text or as values."""
+    what = rng.randrange(20)
+    if what == 0:
+        return deeply_nested()
+    if what == 1:
+        return b'{"epochs": ' + b"9" * 5000 + b"}\n"
+    if what == 2:
+        return json.dumps(rng.choice(NONSENSE)).encode()
+    if what < 6:
+        return damaged(data, rng)
+    lines = [data] if data.startswith(b"{\n") else data.splitlines()
+    index = rng.randrange(len(lines))
+    lines[index] = json.dumps(altered(json.loads(lines[index]), rng)).encode()
+    return b"\n".join(lines) + b"\n"
+
+
+def outcome(action, names, case):
+    """Does what the user would do; returns the result, or None where it is refused in one line that has one of
+    `names`."""
+    try:
+        return action()
+    except UserError as error:
+        message = str(error)
+        assert len(message.splitlines()) == 1, (case, message)
+        assert any(name in message for name in names), (case, message)
+        return None
+    except Exception as error:
+        error.add_note(f"case {case}")
+        raise
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_and_small(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("assembly", "checkpoint"):
+            patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
+        patch.setattr("fast_cifar.runtime.has_compiler", lambda: False)
+        place = (
+            tmp_path_factory.mktemp("work") / "a/b/c"
+        )  # whatever folder a damaged configuration names, it is in here
+        place.mkdir(parents=True)
+        patch.chdir(place)
+        yield
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("resize", [False, True])
+def test_a_damaged_image_is_read_or_named(tmp_path, suffix, resize):
+    write_class_folder(tmp_path / "pictures", per_class=1, suffix=suffix)
+    broken = tmp_path / f"pictures/train/dog/000{suffix}"
+    sound = broken.read_bytes()
+    read = 0
+    for k, rng in cases(f"image {suffix}", 100):
+        broken.write_bytes(damaged(sound, rng))
+        data = outcome(lambda: load_dataset(tmp_path / "pictures", tmp_path / "data", resize=resize), [str(broken)], k)
+        if data is not None:
+            assert data.train.images.shape == (2, 32, 32, 3)
+            read += 1
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+    assert read < (CASES or 100)
+
+
+def same_data(a, b):
+    return all(
+        torch.equal(getattr(mine, name), getattr(theirs, name))
+        for mine, theirs in ((a.train, b.train), (a.test, b.test))
+        for name in ("images", "labels")
+    )
+
+
+def test_a_damaged_archive_is_refused_by_name(tmp_path, monkeypatch):
+    sound = fake_cifar.build("cifar10", images_per_member=3)
+    fake_cifar.publish(monkeypatch, "cifar10", sound)
+    path = tmp_path / "cifar-10-python.tar.gz"
+    for k, rng in cases("archive", 100):
+        bad = damaged(sound, rng)
+        path.write_bytes(bad)
+        for data in ("cifar10", str(path)):
+            loaded = outcome(lambda data=data: load_dataset(data, tmp_path), [str(path)], k)
+            assert (loaded is None) == (bad != sound), k
+
+
+def test_a_damaged_cache_is_made_again_and_never_believed(tmp_path):
+    write_class_folder(tmp_path / "pictures", per_class=2)
+    sound = load_dataset(tmp_path / "pictures", tmp_path / "data")
+    [cache] = (tmp_path / "data/cache").iterdir()
+    contents = cache.read_bytes()
+    for k, rng in cases("cache", 100):
+        cache.write_bytes(damaged(contents, rng))
+        loaded = outcome(lambda: load_dataset(tmp_path / "pictures", tmp_path / "data"), [str(cache)], k)
+        assert same_data(loaded, sound), k
+
+
+@pytest.fixture(scope="module")
+def interrupted(quick, tmp_path_factory):
+    """The folder of a run of three epochs that was stopped in the third; it has a last.pt and a previous.pt."""
+    out = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_at_check(14, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(out), name="a", epochs=3), log=silent)
+    assert (out / "a/previous.pt").exists()
+    return out / "a"
+
+
+@pytest.fixture
+def copy_of(interrupted, tmp_path):
+    """A fresh copy of the interrupted run each time it is called."""
+
+    def make():
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+        return shutil.copytree(interrupted, tmp_path / "a")
+
+    return make
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    for name in ("opening_pictures", "closing_pictures"):
+        monkeypatch.setattr(f"fast_cifar.gallery.{name}", lambda *_: None)
+
+
+def assert_same(a, b, case):
+    assert type(a) is type(b), case
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, case
+        assert torch.equal(a, b), case
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), case
+        for key in a:
+            assert_same(a[key], b[key], case)
+    elif isinstance(a, list):
+        assert len(a) == len(b), case
+        for one, other in zip(a, b, strict=True):
+            assert_same(one, other, case)
+    else:
+        assert a == b, case
+
+
+def test_a_damaged_checkpoint_that_loads_holds_what_the_sound_one_holds(interrupted, tmp_path):
+    data = (interrupted / "last.pt").read_bytes()
+    sound = checkpoint.load_training(interrupted / "last.pt")
+    path = tmp_path / "last.pt"
+    for k, rng in cases("checkpoint", 300):
+        path.write_bytes(damaged(data, rng))
+        contents = outcome(lambda: checkpoint.load_training(path), [str(path)], k)
+        if contents is not None:
+            assert_same(contents, sound, k)
+
+
+def test_a_checkpoint_with_nonsense_in_it_is_used_or_refused(interrupted, tmp_path, quick):
+    path, image = tmp_path / "best.pt", tmp_path / "a.png"
+    Image.fromarray(picture()).save(image)
+    options = quick(eval_only=str(path))
+    for k, rng in cases("contents", 100):
+        torch.save(altered(torch.load(interrupted / "best.pt", weights_only=True), rng), path)
+        outcome(lambda: predict.predict(path, [image], "cpu"), [str(path)], k)
+        outcome(lambda: evaluate_checkpoint(options), [str(path), *map(flag_of, options.as_dict()), "no data"], k)
+
+
+def test_a_run_with_damaged_checkpoints_goes_on_or_names_one(copy_of, without_pictures):
+    for k, rng in cases("resume", 20):
+        folder = copy_of()
+        for name in rng.choice([["last.pt"], ["last.pt", "previous.pt"]]):
+            path = folder / name
+            path.write_bytes(damaged(path.read_bytes(), rng))
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        summary = outcome(lambda folder=folder: train(TrainOptions(resume=str(folder)), log=silent), [".pt"], k)
+        if summary is None:
+            assert {path: path.read_bytes() for path in folder.iterdir()} == before, k
+        else:
+            assert summary["epochs"] == 3, k
+
+
+def resumed(folder, name, few):
+    """Resumes the run again and again with another damage to the file `name`; each summary, None where refused."""
+    path = folder() / name
+    sound = path.read_bytes()
+    for k, rng in cases(name, few):
+        path = folder() / name
+        path.write_bytes(damaged_json(sound, rng))
+        said = [str(path.parent), "no data called", "has no train/ folder", "unknown device"]
+        names = [*said, *map(flag_of, TrainOptions().as_dict())]
+        yield outcome(lambda path=path: train(TrainOptions(resume=str(path.parent)), log=silent), names, k)
+
+
+def test_a_run_with_a_damaged_configuration_goes_on_or_says_why_not(copy_of, without_pictures):
+    outcomes = list(resumed(copy_of, "config.json", 60))
+    assert None in outcomes
+
+
+def test_a_run_with_a_damaged_history_goes_on_or_says_why_not(copy_of, tmp_path, without_pictures):
+    outcomes = []
+    for summary in resumed(copy_of, "metrics.jsonl", 40):
+        outcomes.append(summary)
+        if summary is not None:
+            assert [row["epoch"] for row in rows(tmp_path / "a")] == [1, 2, 3]
+            assert summary["test_accuracy"] == rows(tmp_path / "a")[-1]["test_accuracy"]
+    assert None in outcomes
+
+
+def test_a_finished_run_with_a_damaged_summary_says_so(copy_of, without_pictures):
+    summary = train(TrainOptions(resume=str(copy_of())), log=silent)
+
+    def finished():
+        folder = copy_of()
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        return folder
+
+    outcomes = list(resumed(finished, "summary.json", 60))
+    assert None in outcomes
+
+
+class Harm:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_no_pickle_in_a_file_of_ours_is_run(interrupted, tmp_path, class_folder, quick):
+    load_dataset(class_folder, tmp_path / "data")
+    [cache] = (tmp_path / "data/cache").iterdir()
+    sound = torch.load(interrupted / "last.pt", weights_only=True), torch.load(cache, weights_only=True)
+    crater = tmp_path / "harm"
+    for key in [*sound[0], "other"]:
+        torch.save(sound[0] | {key: Harm(crater)}, tmp_path / "last.pt")
+        with pytest.raises(UserError, match=r"last\.pt is no readable checkpoint"):
+            checkpoint.load_training(tmp_path / "last.pt")
+    for key in [*sound[1], "other"]:
+        torch.save(sound[1] | {key: Harm(crater)}, cache)
+        assert len(load_dataset(class_folder, tmp_path / "data").train) == 24
+    for path in (tmp_path / "last.pt", cache):
+        path.write_bytes(pickle.dumps(Harm(crater)))
+    with pytest.raises(UserError, match=r"last\.pt is no readable checkpoint"):
+        checkpoint.load(tmp_path / "last.pt")
+    load_dataset(class_folder, tmp_path / "data")
+    assert not crater.exists()
