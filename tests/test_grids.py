@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from fast_cifar import grids
+from fast_cifar.errors import UserError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 AWKWARD = [
@@ -199,7 +200,7 @@ def test_a_failed_write_keeps_the_old_picture_and_leaves_no_other_file(tmp_path,
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", half_a_picture)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         grids.samples(path, random_images(1, 32, 32, seed=1), ["dog"])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["s.png"]

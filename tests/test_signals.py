@@ -88,6 +88,17 @@ def command(folder, out, *more):
     return [sys.executable, "run_train.py", *options, *recipe, *more]
 
 
+QUIET = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+@pytest.fixture(scope="module")
+def left_alone(class_folder, tmp_path_factory):
+    """The folder of a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("alone")
+    subprocess.run(command(class_folder, out, "--name", "whole"), check=True, **QUIET)
+    return out / "whole"
+
+
 def listen():
     """The child hears Ctrl-C even where this test runs in a shell's background job, whose children ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -95,10 +106,10 @@ def listen():
 
 @unix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_process_that_was_stopped_or_killed_ends_as_one_that_was_left_alone(class_folder, tmp_path, number):
-    quiet = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    subprocess.run(command(class_folder, tmp_path, "--name", "whole"), check=True, **quiet)
-    process = subprocess.Popen(command(class_folder, tmp_path, "--name", "stopped"), preexec_fn=listen, **quiet)
+def test_a_process_that_was_stopped_or_killed_ends_as_one_that_was_left_alone(
+    class_folder, left_alone, tmp_path, number
+):
+    process = subprocess.Popen(command(class_folder, tmp_path, "--name", "stopped"), preexec_fn=listen, **QUIET)
     folder = tmp_path / "stopped"
     while not (folder / "last.pt").exists():
         assert process.poll() is None, process.stderr.read()
@@ -111,8 +122,8 @@ def test_a_process_that_was_stopped_or_killed_ends_as_one_that_was_left_alone(cl
         assert "--resume" in errors
         assert not list(folder.glob(".*"))
     resume = [sys.executable, "run_train.py", "--resume", str(folder)]
-    subprocess.run(resume, check=True, **quiet)
-    whole, stopped = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "stopped"))
+    subprocess.run(resume, check=True, **QUIET)
+    whole, stopped = (torch.load(path / "last.pt", weights_only=True) for path in (left_alone, folder))
     assert all(torch.equal(value, stopped["model"][key]) for key, value in whole["model"].items())
-    assert [*map(without_times, rows(tmp_path / "whole"))] == [*map(without_times, rows(folder))]
+    assert [*map(without_times, rows(left_alone))] == [*map(without_times, rows(folder))]
     assert not list(folder.glob(".*"))
