@@ -439,3 +439,18 @@ def test_a_checkpoint_of_another_recipe_than_the_configurations_is_refused(small
     path.write_text(json.dumps(json.loads(path.read_text()) | {"label_smoothing": 0.1}))
     with pytest.raises(UserError, match=r"was trained with --label-smoothing 0\.0, and its config\.json says 0\.1"):
         train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+
+
+def test_the_sound_checkpoint_outlives_a_second_damage(small_network, quick, tmp_path, monkeypatch, never_stopped):
+    last = tmp_path / "a/last.pt"
+    for check, options in (
+        (9, quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True)),
+        (1, TrainOptions(resume=str(tmp_path / "a"))),
+    ):
+        with monkeypatch.context() as patch:
+            stopped_at_check(check, patch)
+            with pytest.raises(KeyboardInterrupt):
+                train(options, log=silent)
+        last.write_bytes(flip(last.read_bytes()))
+    train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+    assert_same_end(tmp_path / "a", never_stopped)
