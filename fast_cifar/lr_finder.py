@@ -25,7 +25,7 @@ from fast_cifar.memory import enough_memory
 from fast_cifar.optimizer import set_rate
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.run_folder import RunFolder, check_new, new_path
-from fast_cifar.runtime import describe_device, reproducible, resolve_precision
+from fast_cifar.runtime import describe_device, recording_gradients, reproducible, resolve_precision
 from fast_cifar.schedules import exponential_sweep
 from fast_cifar.snapshot import preserved
 from fast_cifar.train_step import TrainStep
@@ -107,6 +107,7 @@ def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RangeTest:
     """
     options = workspace.options
     with (
+        recording_gradients(),
         reproducible(seed, workspace.device, deterministic=options.deterministic),
         enough_memory(options.batch_size),
     ):

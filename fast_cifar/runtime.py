@@ -211,6 +211,14 @@ def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
 
 
 @contextmanager
+def recording_gradients() -> Iterator[None]:
+    """Gradients are recorded in the block, whatever the caller switched off, or a second Ctrl-C in the middle of an
+    evaluation left switched off in a notebook."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def reproducible(seed: int, device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """Seeds torch and sets the switches of speed or determinism; on CPU and CUDA all is as before afterwards.
 

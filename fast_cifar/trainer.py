@@ -20,7 +20,7 @@ from fast_cifar.memory import enough_memory, reset_peak_memory
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.run import Diverged, Run, cycle_steps
 from fast_cifar.run_folder import RunFolder, check_new, new_path
-from fast_cifar.runtime import reproducible
+from fast_cifar.runtime import recording_gradients, reproducible
 
 Log = Callable[[str], None]
 
@@ -39,7 +39,7 @@ def train(options: TrainOptions, *, log: Log = tqdm.write) -> dict[str, Any]:
         UserError: the options, the data, the machine or a run folder do not allow it, or the loss diverged.
         KeyboardInterrupt: interrupted; the message says how to go on.
     """
-    with joined() as world:
+    with recording_gradients(), joined() as world:
         begin = _start if options.resume is None else _resume
         return begin(options, world, log if world.is_main else _say_nothing)
 

@@ -454,3 +454,45 @@ def test_the_sound_checkpoint_outlives_a_second_damage(small_network, quick, tmp
         last.write_bytes(flip(last.read_bytes()))
     train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
     assert_same_end(tmp_path / "a", never_stopped)
+
+
+@pytest.mark.parametrize("stopped_in", ["opening_pictures", "closing_pictures"])
+def test_a_run_stopped_while_it_draws_goes_on_with_the_pictures(
+    small_network, quick, tmp_path, monkeypatch, never_stopped, stopped_in
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"fast_cifar.run.gallery.{stopped_in}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True), log=silent)
+    assert not (tmp_path / "a/summary.json").exists()
+    summary = train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
+    assert summary["test_accuracy"] == json.loads((never_stopped / "summary.json").read_text())["test_accuracy"]
+    assert (tmp_path / "a/misclassified.png").exists()
+    assert_same_end(tmp_path / "a", never_stopped)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"compile": True}),
+        ({"compile": True}, {"compile": False}),
+        ({}, {"amp": True, "amp_dtype": "bf16"}),
+        ({"amp": True, "amp_dtype": "bf16"}, {"amp": False}),
+        ({}, {"channels_last": False}),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_compiled_or_not_and_in_any_precision(small_network, quick, tmp_path, monkeypatch, first, then):
+    with monkeypatch.context() as patch:
+        stopped_at_check(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(quick(out=str(tmp_path), name="a", **first), log=silent)
+    before = checkpoint.load_training(tmp_path / "a/last.pt")
+    train(TrainOptions(resume=str(tmp_path / "a"), given=frozenset({"resume", *then}), **then), log=silent)
+    contents = checkpoint.load_training(tmp_path / "a/last.pt")
+    assert contents["model"].keys() == before["model"].keys()
+    assert not any(name.startswith(("_orig_mod.", "module.")) for name in contents["model"])
+    assert [row["epoch"] for row in rows(tmp_path / "a")] == [1, 2]

@@ -204,3 +204,11 @@ def test_an_interruption_before_there_is_a_configuration_leaves_no_folder(small_
     with pytest.raises(KeyboardInterrupt):
         train(quick(out=str(tmp_path), name="a"), log=silent)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_works_where_gradients_were_switched_off(small_network, quick, tmp_path, mode):
+    with mode():
+        summary = train(quick(out=str(tmp_path), name="a"), log=silent)
+        assert not torch.is_grad_enabled()
+    assert summary["epochs"] == 2
