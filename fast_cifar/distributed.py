@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,9 @@ from fast_cifar.errors import UserError
 from fast_cifar.runtime import resolve_device
 
 T = TypeVar("T")
+# What DistributedDataParallel calls the switch for sharing buffers in each forward pass; the older name warns.
+NEW_NAME = "forward_sync_buffers"
+SYNC_BUFFERS = NEW_NAME if NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 SIGNS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 PATIENCE = timedelta(minutes=30)  # how long the others wait while rank 0 downloads and decodes
 
@@ -49,7 +53,7 @@ class World:
         if self.size == 1:
             return model
         # Each process normalises by its own slice; the running statistics are shared where they are used.
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{SYNC_BUFFERS: False})
 
     def share_buffers(self, model: nn.Module) -> None:
         """Gives rank 0's buffers, BatchNorm's running statistics, to all."""
@@ -134,6 +138,7 @@ def joined() -> Iterator[World]:
     try:
         with open(os.devnull, "w") as nowhere, nullcontext() if world.is_main else redirect_stderr(nowhere):
             yield world
+        dist.barrier()  # whoever leaves first takes the connections of those that still use them along
     except RuntimeError as error:
         if not any(sign in str(error) for sign in SIGNS_OF_LOSS):
             raise

@@ -212,7 +212,7 @@ def test_a_batch_size_that_does_not_divide_is_refused_by_name(class_folder, tmp_
 
 def test_gone_neighbours_are_named(monkeypatch):
     monkeypatch.setattr("fast_cifar.distributed.launched", lambda: True)
-    for name in ("init_process_group", "destroy_process_group"):
+    for name in ("init_process_group", "destroy_process_group", "barrier"):
         monkeypatch.setattr(f"fast_cifar.distributed.dist.{name}", lambda *_, **__: None)
     monkeypatch.setattr("fast_cifar.distributed.dist.get_rank", lambda: 1)
     monkeypatch.setattr("fast_cifar.distributed.dist.get_world_size", lambda: 2)
