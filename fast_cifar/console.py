@@ -62,11 +62,13 @@ def epoch_glance(row: Mapping[str, Any]) -> str:
 
 def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
     """The result of one run: the last epoch's accuracy is the headline."""
+    peak = summary["peak_memory_bytes"]
     return [
         f"test accuracy {summary['test_accuracy']:.2%} after the last epoch "
         f"(best {summary['best_test_accuracy']:.2%}, training {summary['train_accuracy']:.2%})",
         f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec"
-        + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else ""),
+        + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else "")
+        + (f", at most {peak / 2**30:.2f} GiB of memory" if peak is not None else ""),
         f"everything is in {folder}",
     ]
 

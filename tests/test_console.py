@@ -55,6 +55,7 @@ def test_a_held_out_split_is_shown():
 
 
 SUMMARY = {
+    "peak_memory_bytes": None,
     "test_accuracy": 0.87,
     "best_test_accuracy": 0.88,
     "train_accuracy": 0.9,
@@ -75,6 +76,12 @@ def test_the_headline_is_the_last_epoch_and_the_best_stands_behind_it():
 
 def test_warm_up_is_reported_apart_where_there_was_one():
     assert "37 s to warm up" in console.closing_lines(SUMMARY | {"compile_seconds": 37.2}, "runs/a")[1]
+
+
+def test_the_peak_of_memory_is_said_where_it_is_known():
+    assert "memory" not in console.closing_lines(SUMMARY, "runs/a")[1]
+    known = console.closing_lines(SUMMARY | {"peak_memory_bytes": 3 * 2**29}, "runs/a")[1]
+    assert known.endswith("at most 1.50 GiB of memory")
 
 
 def test_several_runs_are_a_mean_with_its_interval():
