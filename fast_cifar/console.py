@@ -17,11 +17,12 @@ def opening_lines(workspace: Workspace, options: TrainOptions, device_name: str,
     held_out = f", {len(workspace.val):,} held out" if workspace.val is not None else ""
     layout = "channels_last" if options.channels_last else "NCHW"
     compiled = ", compiled" if options.compile else ""
+    processes = f"{workspace.world.size} processes, each on " if workspace.world.size > 1 else ""
     peak = f"at epoch {options.peak_epoch}" if options.peak_epoch else "5/24 of the way"
     lines = [
         f"data      {data.name}: {len(data.train):,} training and {len(data.test):,} test images{held_out}, "
         f"{len(data.classes)} classes",
-        f"machine   {device_name}, {workspace.precision.name}, {layout}{compiled}, torch {torch.__version__}",
+        f"machine   {processes}{device_name}, {workspace.precision.name}, {layout}{compiled}, torch {torch.__version__}",
         f"recipe    {options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images; one cycle "
         f"{options.lr_min:g} -> {options.lr_max:g} ({peak}) -> {options.lr_min:g}",
     ]

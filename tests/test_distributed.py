@@ -135,6 +135,7 @@ def test_a_run_of_two_processes_writes_and_says_everything_once(class_folder, tm
     output = finished(torchrun(2, *options(class_folder, tmp_path, "--name", "a", "--val-split", "4")))
     folder = tmp_path / "a"
     assert output.count("epoch 1/2") == 1
+    assert "machine   2 processes, each on cpu" in output
     assert [row["epoch"] for row in rows(folder)] == [1, 2]
     assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["a"]
     summary = json.loads((folder / "summary.json").read_text())
