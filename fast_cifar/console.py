@@ -22,7 +22,8 @@ def opening_lines(workspace: Workspace, options: TrainOptions, device_name: str,
     lines = [
         f"data      {data.name}: {len(data.train):,} training and {len(data.test):,} test images{held_out}, "
         f"{len(data.classes)} classes",
-        f"machine   {processes}{device_name}, {workspace.precision.name}, {layout}{compiled}, torch {torch.__version__}",
+        f"machine   {processes}{device_name}, {workspace.precision.name}, {layout}{compiled}, "
+        f"torch {torch.__version__}",
         f"recipe    {options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images; one cycle "
         f"{options.lr_min:g} -> {options.lr_max:g} ({peak}) -> {options.lr_min:g}",
     ]
