@@ -33,10 +33,9 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.measure import arguments, environment, header, interleave, print_table, write_json
-from fast_cifar.custom_resnet import CustomResNet
+from bench.training import Rung, step_and_loader
 from fast_cifar.errors import UserError, run_script
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.optimizer import make_optimizer
 from fast_cifar.runtime import (
     Precision,
     check_compiler,
@@ -47,7 +46,6 @@ from fast_cifar.runtime import (
 )
 from fast_cifar.train_step import TrainStep
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 AUGMENTATION, STEP = "augmentation", "training step"  # what the profiler calls the two parts of a step
 BETWEEN = "(Python, between operators)"
 OTHER = "other"
@@ -125,21 +123,10 @@ def make_step(
     batch_size: int, steps: int, device: torch.device, precision: Precision, *, compile: bool
 ) -> tuple[TrainStep, DeviceLoader]:
     """The recipe's step, warmed up, and a loader with random pictures for `steps` of them."""
-    model = CustomResNet().to(device, memory_format=torch.channels_last).train()
-    step = TrainStep(model, make_optimizer(model, 1e-4), precision, compile=compile)
     images = torch.randint(256, (batch_size * steps, 32, 32, 3), dtype=torch.uint8)
     labels = torch.randint(10, (len(images),))
-    loader = DeviceLoader(
-        images,
-        labels,
-        batch_size,
-        train=True,
-        device=device,
-        mean=MEAN,
-        std=STD,
-        dtype=precision.dtype,
-        compile=compile,
-    )
+    rung = Rung("traced", precision, compile=compile, graph=compile)
+    step, loader = step_and_loader(rung, images, labels, batch_size, device)
     step.warm_up(*next(iter(loader)))
     return step, loader
 

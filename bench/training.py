@@ -40,7 +40,7 @@ from fast_cifar.errors import UserError, run_script
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.runtime import Precision, has_compiler, reproducible, resolve_device, resolve_precision
-from fast_cifar.train_step import TrainStep
+from fast_cifar.train_step import TrainStep, memory_format_of
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES, WORKERS = 50_000, 2
@@ -156,7 +156,10 @@ def measured(make: Callable[..., Case], *positional: Any) -> Case:
     return case
 
 
-def make_case(rung: Rung, images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Case:
+def step_and_loader(
+    rung: Rung, images: Tensor, labels: Tensor, batch_size: int, device: torch.device
+) -> tuple[TrainStep, DeviceLoader]:
+    """The recipe's step as `rung` has it, not yet warmed up, and its loader."""
     layout = torch.channels_last if rung.channels_last else torch.contiguous_format
     model = CustomResNet().to(device, memory_format=layout).train()
     step = TrainStep(model, make_optimizer(model, 1e-4), rung.precision, compile=rung.compile, graph=rung.graph)
@@ -171,8 +174,13 @@ def make_case(rung: Rung, images: Tensor, labels: Tensor, batch_size: int, devic
         dtype=rung.precision.dtype,
         compile=rung.compile,
     )
+    return step, loader
+
+
+def make_case(rung: Rung, images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Case:
+    step, loader = step_and_loader(rung, images, labels, batch_size, device)
     inputs, answers = next(iter(loader))
-    fixed = (inputs.clone().contiguous(memory_format=layout), answers.clone())
+    fixed = (inputs.clone().contiguous(memory_format=memory_format_of(step.model)), answers.clone())
     warm_up_seconds = step.warm_up(*fixed)
     if step.note:
         print(f"{rung.name}: {step.note}")
