@@ -146,7 +146,7 @@ def test_a_quick_run_writes_every_operator_and_a_time_line(tmp_path):
 
 def test_the_kernels_of_a_compiled_step_are_operators(tmp_path, monkeypatch):
     path = tmp_path / "trace.json"
-    monkeypatch.setattr("bench.trace.CustomResNet", SmallNetwork)
+    monkeypatch.setattr("bench.training.CustomResNet", SmallNetwork)
     options = ["--quick", "--compile", "--device", "cpu", "--batch-size", "8", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["trace", *options])
     main()
