@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from fast_cifar.checkpoint import is_whole
 from fast_cifar.errors import UserError
-from fast_cifar.files import atomic_write
+from fast_cifar.files import atomic_write, is_whole
 from fast_cifar.splits import Dataset, Split
 
 FORMAT = "fast_cifar data 1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.errors import UserError
-from fast_cifar.files import atomic_write
+from fast_cifar.files import atomic_write, is_whole
 from fast_cifar.runtime import waiting_for_work_so_far
 
 FORMAT = "fast_cifar checkpoint 1"
@@ -150,15 +149,6 @@ def load(path: str | Path) -> dict[str, Any]:
     _require(contents, DESCRIPTION, path)
     _check_description(contents, path)
     return contents
-
-
-def is_whole(path: str | Path) -> bool:
-    """Whether the checksum of every part of a file that torch has saved is right, which torch does not look at."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # a damaged file makes zipfile, too, raise almost anything
-        return False
 
 
 def load_training(path: str | Path) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def test_without_matplotlib_a_run_says_so_and_draws_the_grids(small_network, qui
     assert not (tmp_path / "a/curves.png").exists()
 
 
-def diverge_in_epoch(epoch, monkeypatch, seeds=None):
+def diverge_in_epoch(epoch, monkeypatch):
     def train_epoch(step, batches, scheduler, tally, *, title, **keywords):
         engine.train_epoch(step, batches, scheduler, tally, title=title, **keywords)
         if title.startswith(f"epoch {epoch}/"):
