@@ -70,7 +70,8 @@ class Workspace:
 
     def network(self) -> CustomResNet:
         """A new network; its weights are drawn from torch's random state on the CPU, alike for every device."""
-        return placed(CustomResNet(len(self.data.classes), dropout=self.options.dropout), self.options, self.device)
+        options = self.options
+        return placed(CustomResNet(len(self.data.classes), options.dropout, options.width), options, self.device)
 
     def optimizer(self, model: CustomResNet, lr: float) -> Optimizer:
         return make_optimizer(model, lr, self.options.weight_decay)

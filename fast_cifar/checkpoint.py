@@ -16,6 +16,7 @@ from torch import Tensor
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.errors import UserError
 from fast_cifar.files import atomic_write, is_whole
+from fast_cifar.options import HIGHEST_WIDTH
 from fast_cifar.runtime import waiting_for_work_so_far
 
 FORMAT = "fast_cifar checkpoint 1"
@@ -32,6 +33,7 @@ TRAINING = {
     "threads": int,
 }
 HIGHEST_NUMBER = 1e30
+FULL_WIDTH = 64  # of the first checkpoints, which do not say it
 
 
 def save(path: Path, contents: dict[str, Any], previous: Path | None = None) -> None:
@@ -175,12 +177,14 @@ def _check_description(contents: dict[str, Any], path: str | Path) -> None:
     """Refuses what no run could have written, so that nothing later has to ask."""
     classes, mean, std, model = (contents[key] for key in ("classes", "mean", "std", "model"))
     dropout = contents["options"].get("dropout")
+    width = contents["options"].get("width", FULL_WIDTH)
     sound = {
         "classes": classes and all(isinstance(name, str) for name in classes),
         "mean": len(mean) == 3 and all(map(_is_number, mean)),
         "std": len(std) == 3 and all(_is_number(value) and value > 0 for value in std),
         "model": all(isinstance(key, str) and isinstance(value, Tensor) for key, value in model.items()),
         "dropout": _is_number(dropout) and 0 <= dropout < 1,
+        "width": type(width) is int and 1 <= width <= HIGHEST_WIDTH,
     }
     for what, is_sound in sound.items():
         if not is_sound:
@@ -197,7 +201,9 @@ def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:
     Raises:
         UserError: the weights do not fit a `CustomResNet` of as many classes as the checkpoint names.
     """
-    model = CustomResNet(len(contents["classes"]), dropout=contents["options"]["dropout"])
+    options = contents["options"]
+    width = options.get("width", FULL_WIDTH)
+    model = CustomResNet(len(contents["classes"]), options["dropout"], width)
     load_weights(model, contents, path)
     return model
 

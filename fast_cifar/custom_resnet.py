@@ -19,12 +19,13 @@ class CustomResNet(nn.Module):
     | Layer3    | X = conv 3x3 -> MaxPool 2 -> BN -> ReLU; R2 = (conv 3x3 -> BN -> ReLU) x 2; X + R2 | 512 x 4x4   |
     | head      | MaxPool 4 -> dropout -> fully connected                                          | num_classes |
 
-    No convolution and no linear layer has a bias; nothing follows an addition. With 10 classes it has exactly
-    6,573,120 parameters.
+    No convolution and no linear layer has a bias; nothing follows an addition. With 10 classes and a width of 64 it has
+    exactly 6,573,120 parameters.
 
     Args:
         num_classes: how many classes, at least 1.
         dropout: probability in [0, 1) of zeroing a feature before the fully connected layer.
+        width: channels of the PrepLayer, at least 1, which double from layer to layer.
 
     Shape:
         input [n, 3, 32, 32], floating; output [n, num_classes], **logits**. The loss takes logits;
@@ -33,16 +34,17 @@ class CustomResNet(nn.Module):
     Source: the network is David Page's ("How to Train Your ResNet", 2018) in the widths of the assignment.
     """
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
+    def __init__(self, num_classes: int = 10, dropout: float = 0.0, width: int = 64) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.dropout = dropout
-        self.prep = conv_bn_relu(3, 64)
-        self.layer1 = ResidualLayer(64, 128)
-        self.layer2 = conv_bn_relu(128, 256, pool=True)
-        self.layer3 = ResidualLayer(256, 512)
+        self.width = width
+        self.prep = conv_bn_relu(3, width)
+        self.layer1 = ResidualLayer(width, 2 * width)
+        self.layer2 = conv_bn_relu(2 * width, 4 * width, pool=True)
+        self.layer3 = ResidualLayer(4 * width, 8 * width)
         self.head = nn.Sequential(
-            nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(dropout), nn.Linear(512, num_classes, bias=False)
+            nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * width, num_classes, bias=False)
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -38,16 +38,16 @@ def write_class_folder(root, classes=("cat", "dog"), per_class=12, size=(32, 32)
 class SmallNetwork(nn.Module):
     """Stands in for `CustomResNet` where a test is about the run and not about the network."""
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
+    def __init__(self, num_classes: int = 10, dropout: float = 0.0, width: int = 64) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 4, stride=4, bias=False),
-            nn.BatchNorm2d(8),
+            nn.Conv2d(3, width // 8, 4, stride=4, bias=False),
+            nn.BatchNorm2d(width // 8),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Dropout(dropout),
-            nn.Linear(8, num_classes, bias=False),
+            nn.Linear(width // 8, num_classes, bias=False),
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -128,6 +128,10 @@ NONSENSE = [
     ("options", {}),
     ("options", {"dropout": "x"}),
     ("options", {"dropout": 1.0}),
+    ("options", {"dropout": 0.0, "width": 0}),
+    ("options", {"dropout": 0.0, "width": 64.0}),
+    ("options", {"dropout": 0.0, "width": True}),
+    ("options", {"dropout": 0.0, "width": 10**9}),
     ("epoch", None),
     ("size", 1.5),
 ]
@@ -138,6 +142,13 @@ def test_a_checkpoint_with_nonsense_in_it_is_refused(tmp_path, model, key, value
     checkpoint.save(tmp_path / "x.pt", contents(model) | {key: value})
     with pytest.raises(UserError, match=r"x\.pt cannot be used: its "):
         checkpoint.load(tmp_path / "x.pt")
+
+
+def test_a_network_comes_back_in_the_width_it_was_trained_in(tmp_path):
+    model = CustomResNet(width=8)
+    checkpoint.save(tmp_path / "x.pt", contents(model) | {"options": {"dropout": 0.0, "width": 8}})
+    back = checkpoint.network_of(checkpoint.load(tmp_path / "x.pt"), tmp_path / "x.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
 
 
 def test_training_cannot_go_on_from_weights_alone(saved):

@@ -22,6 +22,7 @@ CONTRACT_TRAIN = [
     "--weight-decay",
     "--label-smoothing",
     "--dropout",
+    "--width",
     "--padding",
     "--pad-mode",
     "--cutout",

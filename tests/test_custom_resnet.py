@@ -30,6 +30,14 @@ def test_100_classes_cost_only_the_wider_last_layer():
     assert parameter_count(CustomResNet(100)) == 6_573_120 + 90 * 512
 
 
+@pytest.mark.parametrize("width", [1, 16, 96])
+def test_the_parameters_grow_with_the_square_of_the_width(width):
+    """Counted by hand, in units of the width: inputs x outputs x 9 of each convolution, 2 numbers a channel, the head."""
+    convolutions = 9 * (1 * 2 + 2 * 2 * 2 + 2 * 4 + 4 * 8 + 2 * 8 * 8) * width**2 + 9 * 3 * width
+    norms = 2 * (1 + 3 * 2 + 4 + 3 * 8) * width
+    assert parameter_count(CustomResNet(width=width)) == convolutions + norms + 10 * 8 * width
+
+
 def test_no_convolution_and_no_linear_layer_has_a_bias(model):
     assert all(m.bias is None for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
 

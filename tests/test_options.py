@@ -50,6 +50,8 @@ def test_a_run_of_one_epoch_is_allowed():
         ({"lr_min": 0.1, "lr_max": 0.1}, "--lr-min"),
         ({"lr_min": 0.2, "lr_max": 0.1}, "--lr-min"),
         ({"lr_min": 0.5}, "--lr-min"),
+        ({"width": 0}, "--width"),
+        ({"width": 1025}, "--width"),
         ({"dropout": 1.0}, "--dropout"),
         ({"dropout": -0.1}, "--dropout"),
         ({"dropout": math.nan}, "--dropout"),

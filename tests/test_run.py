@@ -145,6 +145,7 @@ def test_every_way_of_changing_the_recipe_runs(small_network, quick, tmp_path):
         {"cutout": 0},
         {"flip": False},
         {"dropout": 0.5},
+        {"width": 32},
         {"label_smoothing": 0.3},
         {"weight_decay": 10.0},
         {"lr_max": 0.002},
