@@ -32,7 +32,7 @@ def test_100_classes_cost_only_the_wider_last_layer():
 
 @pytest.mark.parametrize("width", [1, 16, 96])
 def test_the_parameters_grow_with_the_square_of_the_width(width):
-    """Counted by hand, in units of the width: inputs x outputs x 9 of each convolution, 2 numbers a channel, the head."""
+    """Counted by hand: inputs x outputs x 9 of each convolution, 2 numbers a channel, and the head."""
     convolutions = 9 * (1 * 2 + 2 * 2 * 2 + 2 * 4 + 4 * 8 + 2 * 8 * 8) * width**2 + 9 * 3 * width
     norms = 2 * (1 + 3 * 2 + 4 + 3 * 8) * width
     assert parameter_count(CustomResNet(width=width)) == convolutions + norms + 10 * 8 * width
