@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from fast_cifar.average import WeightAverage
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.datasets import Dataset, Split, balanced_subset, hold_out, load_dataset
 from fast_cifar.distributed import World, own_device
@@ -58,6 +59,7 @@ class Workspace:
             padding=options.padding,
             cutout=options.cutout,
             flip=options.flip,
+            alternate_flips=options.alternate_flips,
             pad_mode=options.pad_mode,
             share=(self.world.rank, self.world.size),
         )
@@ -86,6 +88,7 @@ class Workspace:
         with torch.random.fork_rng(devices=[]):
             model = self.network()
         optimizer = self.optimizer(model, lr)
+        average = WeightAverage(model, options.ema) if options.ema else None
         step = TrainStep(
             model,
             optimizer,
@@ -93,9 +96,10 @@ class Workspace:
             label_smoothing=options.label_smoothing,
             compile=options.compile,
             network=self.world.parallel(model),
+            average=average,
             graph=self.world.size == 1,
         )
-        return Parts(loader, eval_loaders, model, optimizer, step, step.scaler.state_dict())
+        return Parts(loader, eval_loaders, model, optimizer, average, step, step.scaler.state_dict())
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,14 @@ class Parts:
 
     Attributes:
         eval_loaders: "test", and before it "val" where images are held out.
+        average: of the model's weights, with `--ema`.
     """
 
     loader: DeviceLoader
     eval_loaders: dict[str, DeviceLoader]
     model: CustomResNet
     optimizer: Optimizer
+    average: WeightAverage | None
     step: TrainStep
     first_scale: dict[str, Any]
 
@@ -120,6 +126,8 @@ class Parts:
         All is changed in place: compiled code and captured graphs go on working.
         """
         self.model.load_state_dict(workspace.network().state_dict())
+        if self.average is not None:
+            self.average.restart()
         empty_state(self.optimizer)
         self.step.load_scaler(self.first_scale)
         self.loader.seed = seed

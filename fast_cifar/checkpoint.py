@@ -204,18 +204,18 @@ def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:
     options = contents["options"]
     width = options.get("width", FULL_WIDTH)
     model = CustomResNet(len(contents["classes"]), options["dropout"], width)
-    load_weights(model, contents, path)
+    load_weights(model, contents["model"], path)
     return model
 
 
-def load_weights(model: torch.nn.Module, contents: dict[str, Any], path: str | Path) -> None:
-    """Copies a checkpoint's weights into `model`.
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Copies the weights of the checkpoint `path` into `model`.
 
     Raises:
         UserError: they belong to another network.
     """
     try:
-        model.load_state_dict(contents["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"{path} holds the weights of another network ({reason})") from error

@@ -84,6 +84,9 @@ class CommonOptions:
     )
     cutout: int = option("augmentation", 8, "side of the square that is blanked; 0: no cutout", metavar="PIXELS")
     flip: bool = option("augmentation", True, "never mirror a picture")
+    alternate_flips: bool = option(
+        "augmentation", False, "mirror each picture in every other epoch, rather than by chance"
+    )
     weight_decay: float = option("recipe", 0.0, "decoupled weight decay (AdamW); 0 is plain Adam", metavar="RATE")
     label_smoothing: float = option(
         "recipe", 0.0, "share of the target spread over all classes, in [0, 1)", metavar="SHARE"
@@ -143,6 +146,8 @@ class CommonOptions:
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{flag_of(name)} {getattr(self, name)} must lie in [0, 1)")
+        if self.alternate_flips and not self.flip:
+            raise UserError("--alternate-flips mirrors pictures and --no-flip does not; choose one")
         if not 0 <= self.weight_decay <= HIGHEST_RATE:
             raise UserError(f"--weight-decay {self.weight_decay} must lie in 0..{HIGHEST_RATE:g}")
         for name, choices in _choices(self).items():
@@ -197,6 +202,13 @@ class TrainOptions(CommonOptions):
     lr_min: float | None = option(
         "recipe", None, f"LRMIN, where the cycle starts and ends (default: LRMAX / {LR_MIN_DIVISOR})", metavar="RATE"
     )
+    ema: float = option(
+        "recipe",
+        0.0,
+        "answer with a running average of the weights that keeps the share DECAY of itself each step, such as 0.99; "
+        "0: with the weights themselves",
+        metavar="DECAY",
+    )
     find_lr: bool = option("recipe", False, "run the range test first and train at the rates it suggests")
     runs: int | None = option(
         "recipe", None, "train N times, with seeds SEED, SEED+1, ..., and report mean and spread", metavar="N"
@@ -222,6 +234,8 @@ class TrainOptions(CommonOptions):
         for name in ("epochs", "peak_epoch", "runs", "eval_every"):
             self._check_count(name, most=10_000)
         self._check_count("checkpoint_steps")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"--ema {self.ema} must lie in [0, 1)")
         for name in ("lr_max", "lr_min"):
             self._check_rate(name)
         if self.peak_epoch is not None and self.peak_epoch >= self.epochs:

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Run:
     ) -> None:
         self.workspace, self.options, self.folder, self.log = workspace, options, folder, log
         self.loader, self.eval_loaders = parts.loader, parts.eval_loaders
-        self.model, self.step = parts.model, parts.step
+        self.model, self.average, self.step = parts.model, parts.average, parts.step
         total, peak = cycle_steps(options, len(self.loader))
         self.multiplier = one_cycle(total, peak, options.lr_min, options.lr_max)
         self.state = RunState(workspace, parts, options, folder, self.multiplier, log)
@@ -196,16 +197,19 @@ class Run:
     def _evaluate(self, split: str) -> Evaluation:
         loader = self.eval_loaders[split]
         alone = self.world.size == 1
+        averaged = nullcontext() if self.average is None else self.average.in_the_network()
         self.world.share_buffers(self.model)
-        return evaluate(
-            self.model,
-            loader,
-            self.workspace.precision,
-            tta=self.options.tta,
-            check=self.stop.check if alone else lambda: None,  # shares may differ by a batch
-            world=self.world,
-            title=split,
-        )
+        with averaged:
+            self.world.share_buffers(self.model)  # each process averages its own
+            return evaluate(
+                self.model,
+                loader,
+                self.workspace.precision,
+                tta=self.options.tta,
+                check=self.stop.check if alone else lambda: None,  # shares may differ by a batch
+                world=self.world,
+                title=split,
+            )
 
     def _finish(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
         """Pictures, then the summary: a run folder with a summary is complete."""

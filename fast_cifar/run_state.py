@@ -78,6 +78,8 @@ class RunState:
             "steps_per_epoch": len(parts.loader),
             "threads": torch.get_num_threads(),
         }
+        if parts.average is not None:  # then "model" is the average
+            training["weights"] = parts.model.state_dict()
         return {self._folder.last: self._description() | training}
 
     def _description(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class RunState:
             "size": SIZE,
             "options": {name: value for name, value in self._options.as_dict().items() if name not in PLACES},
             "epoch": self.epoch,
-            "model": self._parts.model.state_dict(),
+            "model": (self._parts.average or self._parts.model).state_dict(),
         }
 
     def restore(self) -> None:
@@ -155,7 +157,10 @@ class RunState:
 
     def _load(self, contents: dict[str, Any]) -> None:
         parts, device = self._parts, self._workspace.device
-        checkpoint.load_weights(parts.model, contents, self._folder.last)
+        checkpoint.load_weights(parts.model, contents["model"], self._folder.last)
+        if parts.average is not None:
+            parts.average.restart()
+            checkpoint.load_weights(parts.model, contents["weights"], self._folder.last)
         load_state(parts.optimizer, contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
         if parts.step.scaler.is_enabled():

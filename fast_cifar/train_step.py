@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fast_cifar.average import WeightAverage
 from fast_cifar.optimizer import create_state, is_capturable
 from fast_cifar.runtime import Precision, capture, side_stream, synchronize
 from fast_cifar.snapshot import preserved
@@ -34,6 +35,7 @@ class TrainStep:
         label_smoothing: share of the target spread over all classes, in [0, 1).
         compile: compile forward, loss and backward with `torch.compile`. Batches must then have one shape.
         network: what to call instead of `model`, such as its parallel form; it holds the same parameters.
+        average: of the model's weights, to be updated after each step.
         graph: with `compile`, on CUDA: record the whole step, optimiser included, as one CUDA graph in `warm_up`, and
             replay it from then on. Where that cannot be done, `note` says why.
 
@@ -50,10 +52,12 @@ class TrainStep:
         label_smoothing: float = 0.0,
         compile: bool = False,
         network: nn.Module | None = None,
+        average: WeightAverage | None = None,
         graph: bool = True,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.average = average
         self.scaler = torch.amp.GradScaler(precision.device_type, enabled=precision.scales_gradients)
         self.note: str | None = None
         self._scale = self.scaler.get_scale()
@@ -81,6 +85,12 @@ class TrainStep:
             until the next call; and whether the weights moved: float16 skips the update after an overflow, and then
             the schedule must wait.
         """
+        results = self._step(inputs, labels)
+        if self.average is not None:
+            self.average.update()
+        return results
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
         inputs = inputs.contiguous(memory_format=self._memory_format)
         if self._graph is not None and self._graph.fits(inputs):
             return *self._graph.replay(inputs, labels), True
@@ -137,7 +147,7 @@ class TrainStep:
             self.model.train()
             with side_stream(device):
                 for _ in range(3 if self._wants_graph else 2):
-                    self(inputs, labels)
+                    self._step(inputs, labels)
             if self._wants_graph:
                 self._record(inputs.contiguous(memory_format=self._memory_format), labels)
             synchronize(device)

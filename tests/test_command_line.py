@@ -23,6 +23,8 @@ CONTRACT_TRAIN = [
     "--label-smoothing",
     "--dropout",
     "--width",
+    "--ema",
+    "--alternate-flips",
     "--padding",
     "--pad-mode",
     "--cutout",

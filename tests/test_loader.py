@@ -162,6 +162,39 @@ def test_iterators_that_run_side_by_side_do_not_disturb_each_other():
         assert torch.equal(first_labels, second_labels)
 
 
+def flips_by_image(loader: DeviceLoader, epoch: int) -> Tensor:
+    permutation, draws = loader.draws(epoch)
+    return torch.empty(len(permutation), dtype=torch.bool).scatter_(0, permutation, draws.flip)
+
+
+def test_alternating_flips_mirror_each_image_in_every_other_epoch():
+    loader = make(1000, alternate_flips=True)
+    first = flips_by_image(loader, 0)
+    assert 400 < first.sum() < 600
+    for epoch in range(1, 5):
+        assert torch.equal(flips_by_image(loader, epoch), first ^ (epoch % 2 == 1))
+
+
+def test_alternating_flips_begin_otherwise_with_another_seed():
+    first, other = (flips_by_image(make(1000, alternate_flips=True, seed=seed), 0) for seed in (0, 1))
+    assert 400 < (first != other).sum() < 600
+
+
+def test_alternating_flips_have_nothing_to_do_with_crops_and_order():
+    """Also not in the epoch whose number could have been taken for theirs."""
+    for epoch in (0, 1):
+        permutation, draws = make(4000, alternate_flips=True).draws(epoch)
+        plain_permutation, plain = make(4000).draws(epoch)
+        assert torch.equal(permutation, plain_permutation)
+        assert torch.equal(draws.crop_x, plain.crop_x)
+        for other in (plain.flip, draws.crop_x > 4, permutation % 2 == 1):
+            assert 0.45 < (draws.flip == other).float().mean() < 0.55
+
+
+def test_training_batches_with_alternating_flips_equal_apply():
+    assert_equals_apply(make(alternate_flips=True), epoch=3)
+
+
 def test_an_iterator_keeps_the_epoch_it_was_made_in():
     loader = make()
     batches = iter(loader)

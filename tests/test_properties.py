@@ -238,6 +238,7 @@ def refuses_or_passes(options, values):
             "lr_min": st.floats(1e-9, 1e-4),
             "dropout": st.floats(0, 1, exclude_max=True),
             "width": st.integers(1, 1024),
+            "ema": st.floats(0, 1, exclude_max=True),
             "weight_decay": st.floats(0, 1e6),
             "padding": st.integers(0, 31),
             "pad_mode": st.sampled_from(["zeros", "reflect"]),

@@ -146,6 +146,8 @@ def test_every_way_of_changing_the_recipe_runs(small_network, quick, tmp_path):
         {"flip": False},
         {"dropout": 0.5},
         {"width": 32},
+        {"ema": 0.9},
+        {"alternate_flips": True},
         {"label_smoothing": 0.3},
         {"weight_decay": 10.0},
         {"lr_max": 0.002},

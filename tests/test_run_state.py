@@ -32,15 +32,16 @@ def stop(options, when, n, monkeypatch):
             train(options, log=silent)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_resumed_run_ends_as_one_that_never_stopped(small_network, quick, tmp_path, monkeypatch, dropout):
-    options = quick(out=str(tmp_path), epochs=3, dropout=dropout, deterministic=True)
+@pytest.mark.parametrize("changed", [{}, {"dropout": 0.3}, {"ema": 0.9}, {"alternate_flips": True}], ids=str)
+def test_a_resumed_run_ends_as_one_that_never_stopped(small_network, quick, tmp_path, monkeypatch, changed):
+    options = quick(out=str(tmp_path), epochs=3, deterministic=True, **changed)
     train(options.replace(name="whole"), log=silent)
     stop(options.replace(name="stopped"), interrupted_after, 2, monkeypatch)
     train(TrainOptions(resume=str(tmp_path / "stopped")), log=silent)
     whole, stopped = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "stopped"))
-    for key, value in whole["model"].items():
-        assert torch.equal(value, stopped["model"][key]), key
+    for part in {"model", "weights"} & whole.keys():
+        for key, value in whole[part].items():
+            assert torch.equal(value, stopped[part][key]), key
     assert [*map(without_times, rows(tmp_path / "whole"))] == [*map(without_times, rows(tmp_path / "stopped"))]
 
 
