@@ -24,6 +24,15 @@ MACHINE = frozenset(
 
 PATHS = frozenset({"data", "data_dir", "out", "resume", "eval_only"})
 
+SPEEDRUN = {
+    "epochs": 15,
+    "ema": 0.99,
+    "alternate_flips": True,
+    "eval_every": 15,
+    "amp": True,
+    "compile": True,
+}
+
 DEMO = {
     "data": "synthetic",
     "limit_train": 1600,
@@ -151,8 +160,9 @@ class CommonOptions:
         if not 0 <= self.weight_decay <= HIGHEST_RATE:
             raise UserError(f"--weight-decay {self.weight_decay} must lie in 0..{HIGHEST_RATE:g}")
         for name, choices in _choices(self).items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{flag_of(name)} {getattr(self, name)!r} must be one of {', '.join(choices)}")
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise UserError(f"{flag_of(name)} {value!r} must be one of {', '.join(choices)}")
         if self.name is not None and not _is_folder_name(self.name):
             raise UserError(f"--name {self.name!r} must be a plain folder name; --out says where it goes")
 
@@ -223,6 +233,12 @@ class TrainOptions(CommonOptions):
     resume: str | None = option("what to do", None, "go on with an interrupted run", metavar="RUN_FOLDER")
     eval_only: str | None = option("what to do", None, "test a checkpoint and stop", metavar="CHECKPOINT")
     summary: bool = option("what to do", False, "print the network layer by layer and stop")
+    preset: str | None = option(
+        "what to do",
+        None,
+        "speedrun: the fewest seconds to the accuracy of the recipe's first version; what you say yourself counts more",
+        choices=("speedrun",),
+    )
     demo: bool = option(
         "what to do",
         False,
@@ -240,6 +256,8 @@ class TrainOptions(CommonOptions):
             self._check_rate(name)
         if self.peak_epoch is not None and self.peak_epoch >= self.epochs:
             raise UserError(f"--peak-epoch {self.peak_epoch} must be below --epochs {self.epochs}")
+        if self.demo and self.preset:
+            raise UserError(f"--demo and --preset {self.preset} are two recipes; choose one")
         if self.find_lr and {"lr_max", "lr_min"} & self.explicit:
             raise UserError("--find-lr measures LRMAX and LRMIN itself; leave --lr-max and --lr-min out")
         lr_min, lr_max = self.rates()
@@ -253,8 +271,9 @@ class TrainOptions(CommonOptions):
 
     def resolved(self) -> Self:
         """These options with nothing left to default. `peak_epoch` stays None in a run of one epoch."""
-        preset = {name: value for name, value in DEMO.items() if name not in self.explicit} if self.demo else {}
-        options = self.replace(**preset, given=self.explicit)
+        preset = DEMO if self.demo else SPEEDRUN if self.preset else {}
+        unsaid = {name: value for name, value in preset.items() if name not in self.explicit}
+        options = self.replace(**unsaid, given=self.explicit)
         lr_min, lr_max = options.rates()
         peak_epoch = options.peak_epoch
         if peak_epoch is None and options.epochs > 1:

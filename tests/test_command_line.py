@@ -24,6 +24,7 @@ CONTRACT_TRAIN = [
     "--dropout",
     "--width",
     "--ema",
+    "--preset",
     "--alternate-flips",
     "--padding",
     "--pad-mode",

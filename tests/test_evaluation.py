@@ -21,6 +21,15 @@ def test_it_finds_what_training_found(trained, quick):
     assert (result.accuracy, result.loss) == (summary["test_accuracy"], pytest.approx(summary["test_loss"], rel=1e-5))
 
 
+def test_with_averaged_weights_it_finds_what_training_found(small_network, quick, tmp_path):
+    summary = train(quick(out=str(tmp_path), name="a", ema=0.9), log=lambda line: None)
+    for name in ("last.pt", "best.pt"):
+        found = checkpoint.load(tmp_path / "a" / name)
+        assert ("weights" in found) == (name == "last.pt")
+    result = evaluate_checkpoint(quick(eval_only=str(tmp_path / "a/last.pt")))
+    assert (result.accuracy, result.loss) == (summary["test_accuracy"], pytest.approx(summary["test_loss"], rel=1e-5))
+
+
 def test_without_data_it_takes_the_data_it_was_trained_on(trained, quick):
     path, summary = trained
     options = quick(eval_only=str(path))

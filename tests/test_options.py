@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fast_cifar.errors import UserError
-from fast_cifar.options import RangeTestOptions, TrainOptions
+from fast_cifar.options import SPEEDRUN, RangeTestOptions, TrainOptions
 
 
 def test_the_defaults_are_the_recipe():
@@ -50,6 +50,8 @@ def test_a_run_of_one_epoch_is_allowed():
         ({"lr_min": 0.1, "lr_max": 0.1}, "--lr-min"),
         ({"lr_min": 0.2, "lr_max": 0.1}, "--lr-min"),
         ({"lr_min": 0.5}, "--lr-min"),
+        ({"preset": "slow"}, "--preset"),
+        ({"preset": "speedrun", "demo": True}, "--preset"),
         ({"ema": 1.0}, "--ema"),
         ({"ema": -0.1}, "--ema"),
         ({"ema": math.nan}, "--ema"),
@@ -150,6 +152,15 @@ def test_the_demo_fills_in_only_what_was_not_given():
     options = TrainOptions(demo=True, epochs=3).resolved()
     assert (options.data, options.epochs) == ("synthetic", 3)
     assert options.limit_train is not None
+
+
+def test_the_speedrun_is_the_recipe_but_for_what_it_changes_and_what_was_given():
+    plain = TrainOptions().resolved().as_dict()
+    fast = TrainOptions(preset="speedrun", ema=0.5).resolved().as_dict()
+    assert fast["ema"] == 0.5
+    assert fast["epochs"] < plain["epochs"]
+    changed = {name for name in plain if fast[name] != plain[name]}
+    assert changed == {"preset", "peak_epoch"} | SPEEDRUN.keys()
 
 
 def test_every_option_is_written_as_json():
