@@ -57,6 +57,9 @@ CONTRACT_LRFIND = [
     "--lr-start",
     "--lr-end",
     "--iters",
+    "--sweep",
+    "--repeats",
+    "--loss-on",
 ]
 
 
