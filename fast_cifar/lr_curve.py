@@ -9,13 +9,13 @@ import numpy as np
 
 FEWEST_POINTS = 10  # with fewer, a curve says nothing
 WINDOW = 5  # steps of the running median: a spike of two is not seen
-SPREAD = 2.0  # steps, standard deviation of the Gaussian, or
-WIDTH = 0.2  # decades of the rate, whichever is more: a longer sweep is then a less noisy one
-NARROW = 20  # and in a short range at most the range over this
+SPREAD = 2.0  # steps, standard deviation of the Gaussian, at least
+SHARE = 30  # it is the sweep's steps over this where that is more: a longer sweep is a less noisy one
 BASIN = 0.05  # share of the whole fall within which the loss counts as lowest
 LEAST_FALL = 0.02  # share of the lowest loss
 ONSET = 0.1  # share of the whole fall at which the loss counts as falling
 RUIN = 0.25  # share of the whole fall that is lost again where the loss counts as diverging
+EARLY_RISE = 0.25  # share of the whole fall by which a loss may rise before it
 
 
 @dataclass(frozen=True)
@@ -36,34 +36,15 @@ class Suggestion:
     minimum: float
 
 
-def smooth(losses: Sequence[float], lrs: Sequence[float] | None = None) -> np.ndarray:
-    """A running median, deaf to single spikes, then a Gaussian; float64, as long as `losses`.
-
-    Args:
-        losses: finite.
-        lrs: at least 2 rising learning rates. The Gaussian counts as near what is near in steps or in the logarithm of
-            the rate: at the low end of a linear sweep steps are far apart, at its high end close together. Without
-            them it goes by the steps alone.
-    """
+def smooth(losses: Sequence[float]) -> np.ndarray:
+    """A running median, deaf to single spikes, then a Gaussian; float64, as long as `losses`."""
     values = np.asarray(losses, dtype=np.float64)
     steps = np.arange(len(values))
     last_begin = max(0, len(values) - WINDOW)  # the windows at the ends are whole ones too
     medians = np.array([np.median(values[i : i + WINDOW]) for i in np.clip(steps - WINDOW // 2, 0, last_begin)])
-    share = np.ones(len(values))
-    if lrs is not None:
-        decades = np.log10(lrs)
-        width = min(WIDTH, np.ptp(decades) / NARROW)
-        # Of the range: where the rates are dense, many are not more than few.
-        share = np.minimum(np.gradient(decades), width)
-
-    def weights(i: int) -> np.ndarray:
-        distance = np.abs(steps - i) / SPREAD
-        if lrs is not None:
-            distance = np.minimum(distance, np.abs(decades - decades[i]) / width)
-        return share * np.exp(-0.5 * distance**2)
-
-    # One row at a time: all of them would be 80 GB for 100,000 steps.
-    return np.array([np.average(medians, weights=weights(i)) for i in steps])
+    spread = max(SPREAD, len(values) / SHARE)
+    # One row of weights at a time: all of them would be 80 GB for 100,000 steps.
+    return np.array([np.average(medians, weights=np.exp(-0.5 * ((steps - i) / spread) ** 2)) for i in steps])
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
@@ -83,12 +64,19 @@ def has_fallen(smoothed: np.ndarray) -> bool:
     return lowest >= 2 and smoothed[: lowest + 1].max() > (1 + LEAST_FALL) * smoothed[lowest]
 
 
+def rises_first(smoothed: np.ndarray) -> bool:
+    """Whether the loss rose before it fell: the first steps ruined the network, and the fall is its recovery."""
+    lowest = int(smoothed.argmin())
+    top = int(smoothed[: lowest + 1].argmax())
+    return bool(smoothed[top] - smoothed[: top + 1].min() > EARLY_RISE * (smoothed[top] - smoothed[lowest]))
+
+
 def failure(lrs: Sequence[float], losses: Sequence[float]) -> str | None:
     """Why the curve of a sweep of at least `FEWEST_POINTS` steps says nothing, and what to do; None where it can be
     read."""
     if len(losses) < FEWEST_POINTS:
         return f"the loss diverged after {len(losses)} steps; start lower: run_lrfind.py --lr-start"
-    if not has_fallen(smooth(losses, lrs)):
+    if not has_fallen(smooth(losses)):
         return (
             f"the loss never fell between {lrs[0]:.3g} and {lrs[-1]:.3g}; "
             "sweep further or more slowly: run_lrfind.py --lr-start --lr-end --iters"

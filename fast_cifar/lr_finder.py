@@ -81,8 +81,7 @@ def range_test(
         )
     result = read(rates, losses, ruined)
     why = failure(result.lrs, losses) if ruined or len(losses) >= FEWEST_POINTS else None
-    warnings = lr_repeats.warnings([result.suggestion.lr_max], [ruined], lr_end)
-    return dataclasses.replace(result, warnings=([why] if why else []) + warnings)
+    return dataclasses.replace(result, warnings=[*([why] if why else []), *lr_repeats.warnings([result], lr_end)])
 
 
 def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RepeatedRangeTest:

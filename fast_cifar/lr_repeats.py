@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from fast_cifar.aggregate import t_quantile
-from fast_cifar.lr_curve import Suggestion, divergence, smooth, suggest
+from fast_cifar.lr_curve import Suggestion, divergence, rises_first, smooth, suggest
 from fast_cifar.options import HIGHEST_RATE
 
 DISAGREEMENT = 2.0  # highest LRMAX over the lowest above which the seeds disagree
@@ -75,7 +75,7 @@ class RepeatedRangeTest(RangeTest):
 def read(rates: Sequence[float], losses: list[float], ruined: bool) -> RangeTest:
     """Reads a curve of at least 2 steps; `ruined` says that divergence ended the sweep."""
     lrs = list(rates[: len(losses)])
-    smoothed = smooth(losses, lrs)
+    smoothed = smooth(losses)
     broke_at = divergence(lrs, smoothed) if ruined else None
     return RangeTest(lrs, losses, smoothed.tolist(), suggest(lrs, smoothed), broke_at)
 
@@ -92,7 +92,6 @@ def combined(
     """
     tests = list(repeats.values())
     lr_maxes = [one.suggestion.lr_max for one in tests]
-    diverged = [one.diverged for one in tests]
     losses = mean_curve([one.losses for one in tests])
     broke_at = [one.divergence for one in tests if one.diverged]
     return RepeatedRangeTest(
@@ -101,7 +100,7 @@ def combined(
         smoothed=mean_curve([one.smoothed for one in tests]),
         suggestion=mean_suggestion([one.suggestion for one in tests]),
         divergence=geometric_mean(broke_at) if 2 * len(broke_at) >= len(tests) else None,
-        warnings=warnings(lr_maxes, diverged, lr_end, failures),
+        warnings=warnings(tests, lr_end, failures),
         sweep=sweep,
         repeats=tests,
         seeds=list(repeats),
@@ -150,25 +149,34 @@ def _side_by_side(curves: Sequence[Sequence[float]]) -> np.ndarray:
     return np.array([[*curve, *[curve[-1]] * (length - len(curve))][:length] for curve in curves])
 
 
-def warnings(
-    lr_maxes: Sequence[float], diverged: Sequence[bool], lr_end: float, failures: Mapping[int, str] | None = None
-) -> list[str]:
+def warnings(tests: Sequence[RangeTest], lr_end: float, failures: Mapping[int, str] | None = None) -> list[str]:
     """What a reader of the answer must know, a sentence each.
 
     Args:
-        lr_maxes, diverged: of each seed, at least one.
+        tests: of each seed, at least one.
         lr_end: the last rate of the sweep.
         failures: seed -> why its curve says nothing and is left out.
     """
     found = [f"seed {seed} is left out: {why}" for seed, why in (failures or {}).items()]
-    if not all(diverged):
-        seeds = f" with {diverged.count(False)} of {len(diverged)} seeds" if len(diverged) > 1 else ""
+    if ruined := [one for one in tests if rises_first(np.asarray(one.smoothed))]:
+        found.append(
+            f"the loss rose before it fell{_share(ruined, tests)}, so its fall may be no more than a recovery; "
+            "start lower or rise more slowly: --lr-start --lr-end --iters"
+        )
+    if whole := [one for one in tests if not one.diverged]:
         further = f"sweep further: --lr-end {10 * lr_end:g}" if 10 * lr_end <= HIGHEST_RATE else "sweep more slowly"
-        found.append(f"the loss did not diverge up to {lr_end:.3g}{seeds}, so LRMAX may be too low; {further}")
+        found.append(
+            f"the loss did not diverge up to {lr_end:.3g}{_share(whole, tests)}, so LRMAX may be too low; {further}"
+        )
+    lr_maxes = [one.suggestion.lr_max for one in tests]
     factor = max(lr_maxes) / min(lr_maxes)
     if factor > DISAGREEMENT:
         found.append(
             f"the seeds' LRMAX disagree by a factor of {factor:.1f}, {min(lr_maxes):.3g} to {max(lr_maxes):.3g}; "
-            "surer are more --iters, a larger --batch-size or more --repeats"
+            "more --iters, a larger --batch-size or more --repeats make it surer"
         )
     return found
+
+
+def _share(some: Sequence[RangeTest], tests: Sequence[RangeTest]) -> str:
+    return f" with {len(some)} of {len(tests)} seeds" if len(tests) > 1 else ""

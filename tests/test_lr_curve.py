@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fast_cifar.lr_curve import divergence, failure, has_diverged, has_fallen, smooth, suggest
+from fast_cifar.lr_curve import divergence, failure, has_diverged, has_fallen, rises_first, smooth, suggest
 
 LRS = np.geomspace(1e-6, 1.0, 118)
 
@@ -19,7 +19,7 @@ def curve(noise=0.0, seed=0, falls_at=1e-4, diverges_at=3e-2):
 
 
 def read(losses):
-    return suggest(LRS, smooth(losses, LRS))
+    return suggest(LRS, smooth(losses))
 
 
 def test_the_steepest_point_is_where_the_loss_falls_fastest():
@@ -74,7 +74,7 @@ def test_a_fall_is_seen_through_noise():
 @pytest.mark.parametrize("losses", [[2.3, 2.2], [2.3] * 5, [2.3, 9.0, 9.0], [2.0, 3.0, 1.0, 4.0]])
 def test_the_shortest_curves_can_be_read(losses):
     lrs = np.geomspace(1e-3, 1e-1, len(losses))
-    found = suggest(lrs, smooth(losses, lrs))
+    found = suggest(lrs, smooth(losses))
     assert 0 < found.lr_min < found.lr_max <= 0.1 * (1 + 1e-9)
 
 
@@ -87,7 +87,6 @@ def test_a_loss_that_only_falls_is_read_to_its_end():
 def test_smoothing_keeps_a_straight_line_straight():
     line = np.linspace(3.0, 1.0, 60)
     assert smooth(line)[10:-10] == pytest.approx(line[10:-10], abs=1e-6)
-    assert smooth(line, np.geomspace(1e-6, 1, 60))[15:-15] == pytest.approx(line[15:-15], abs=1e-6)
 
 
 def test_a_spike_is_no_divergence():
@@ -134,7 +133,7 @@ def errors(shape, noise, steps=118, sweeps=40):
     exact = np.linspace(-6, 0, 6001)
     truth = suggest(10**exact, shape(exact))
     found = [
-        suggest(lrs, smooth(losses, lrs)) for lrs, losses in (sweep_of(shape, noise, rng, steps) for _ in range(sweeps))
+        suggest(lrs, smooth(losses)) for lrs, losses in (sweep_of(shape, noise, rng, steps) for _ in range(sweeps))
     ]
     names = ("lr_max", "minimum", "steepest")
     return {
@@ -180,8 +179,8 @@ def test_noise_moves_the_divergence_by_less_than_a_factor_of_two(seed):
     rng = np.random.default_rng(seed)
     lrs, losses = sweep_of(real, 0.1, rng)
     clean_lrs, clean = sweep_of(real, 0.0, np.random.default_rng(0))
-    noisy = divergence(lrs, smooth(losses, lrs))
-    assert abs(np.log2(noisy / divergence(clean_lrs, smooth(clean, clean_lrs)))) < 1
+    noisy = divergence(lrs, smooth(losses))
+    assert abs(np.log2(noisy / divergence(clean_lrs, smooth(clean)))) < 1
 
 
 def test_why_a_curve_says_nothing():
@@ -190,21 +189,22 @@ def test_why_a_curve_says_nothing():
     assert failure(LRS, curve()) is None
 
 
-def test_a_linear_sweep_is_smoothed_against_the_logarithm_of_the_rate():
-    lrs = np.linspace(1e-6, 1, 1000)
-    losses = np.log10(lrs) ** 2
-    noisy = losses + 0.1 * np.random.default_rng(0).standard_normal(1000)
-    by_rate, by_step = smooth(noisy, lrs), smooth(noisy)
-    top = slice(300, 700)
-    assert np.std(by_rate[top] - losses[top]) < 0.4 * np.std(by_step[top] - losses[top])
-
-
-def test_a_linear_and_an_exponential_sweep_of_the_same_loss_agree():
+def test_a_linear_and_an_exponential_sweep_of_the_same_loss_agree_roughly():
     linear = np.linspace(1e-6, 0.1, 400)
     exponential = np.geomspace(1e-6, 0.1, 400)
-    found = [suggest(lrs, smooth(late(np.log10(lrs)), lrs)) for lrs in (linear, exponential)]
-    assert found[0].lr_max == pytest.approx(found[1].lr_max, rel=0.2)
-    assert found[0].minimum == pytest.approx(found[1].minimum, rel=0.2)
+    found = [suggest(lrs, smooth(late(np.log10(lrs)))) for lrs in (linear, exponential)]
+    assert found[0].lr_max == pytest.approx(found[1].lr_max, rel=0.5)
+    assert found[0].minimum == pytest.approx(found[1].minimum, rel=0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shape", [real, late])
+def test_noise_on_the_plateau_is_no_rise(shape, seed):
+    assert not rises_first(smooth(sweep_of(shape, 0.1, np.random.default_rng(seed))[1]))
+
+
+def test_a_fall_after_a_rise_is_told_apart():
+    assert rises_first(smooth([3.0] * 5 + [5.0] * 30 + np.linspace(5.0, 2.2, 80).tolist()))
 
 
 finite = st.floats(0, 1e30)
@@ -213,7 +213,7 @@ finite = st.floats(0, 1e30)
 @given(st.lists(finite, min_size=2, max_size=60), st.booleans())
 def test_whatever_the_losses_the_rates_are_among_those_tested(losses, is_linear):
     lrs = (np.linspace if is_linear else np.geomspace)(1e-6, 1.0, len(losses))
-    smoothed = smooth(losses, lrs)
+    smoothed = smooth(losses)
     found = suggest(lrs, smoothed)
     assert 0 < found.lr_min < found.lr_max <= 1 + 1e-9
     assert divergence(lrs, smoothed) in lrs

@@ -71,26 +71,39 @@ def test_the_band_holds_every_seed_and_their_mean():
     assert all(a <= m <= b for a, m, b in zip(low, mean_curve(curves), high, strict=True))
 
 
+FALLING = np.linspace(3.0, 1.0, 20).tolist()
+RISING_FIRST = [*np.linspace(3.0, 4.0, 10), *np.linspace(4.0, 2.0, 20)]
+
+
+def sweeps_of(*lr_maxes, diverged=True, losses=FALLING):
+    return [sweep_of(lr_max, losses, 0.1 if diverged else None) for lr_max in lr_maxes]
+
+
 def test_seeds_within_a_factor_of_two_agree():
-    assert warnings([1e-3, 1.9e-3], [True, True], 1.0) == []
+    assert warnings(sweeps_of(1e-3, 1.9e-3), 1.0) == []
 
 
 def test_seeds_beyond_a_factor_of_two_disagree():
-    (line,) = warnings([1e-3, 2.1e-3], [True, True], 1.0)
+    (line,) = warnings(sweeps_of(1e-3, 2.1e-3), 1.0)
     assert "a factor of 2.1, 0.001 to 0.0021" in line
 
 
 def test_a_sweep_that_never_diverged_is_told_to_go_on():
-    assert "--lr-end 10" in warnings([1e-3], [False], 1.0)[0]
-    assert "1 of 3 seeds" in warnings([1e-3] * 3, [True, False, True], 1.0)[0]
+    assert "--lr-end 10" in warnings(sweeps_of(1e-3, diverged=False), 1.0)[0]
+    assert "1 of 3 seeds" in warnings(sweeps_of(1e-3, diverged=False) + sweeps_of(1e-3, 1e-3), 1.0)[0]
 
 
 def test_no_rate_is_suggested_that_the_options_refuse():
-    assert "--lr-end" not in warnings([1e-3], [False], 1e6)[0]
+    assert "--lr-end" not in warnings(sweeps_of(1e-3, diverged=False), 1e6)[0]
+
+
+def test_a_recovery_is_no_descent():
+    (line,) = warnings(sweeps_of(1e-3) + sweeps_of(1e-3, losses=RISING_FIRST), 1.0)
+    assert line.startswith("the loss rose before it fell with 1 of 2 seeds")
 
 
 def test_a_seed_that_is_left_out_is_named():
-    assert warnings([1e-3], [True], 1.0, {7: "it diverged"}) == ["seed 7 is left out: it diverged"]
+    assert warnings(sweeps_of(1e-3), 1.0, {7: "it diverged"}) == ["seed 7 is left out: it diverged"]
 
 
 def test_the_combination_says_how_many_diverged():
