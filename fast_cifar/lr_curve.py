@@ -25,7 +25,7 @@ class Suggestion:
     Attributes:
         lr_min, lr_max: the two ends of the one cycle to use, lr_min < lr_max.
         steepest: where the smoothed loss falls fastest against the logarithm of the rate.
-        valley: the middle of the longest descent of the smoothed loss.
+        valley: the middle of the descent, where half of the fall is done.
         minimum: where the smoothed loss is lowest; beyond it training begins to suffer.
     """
 
@@ -119,19 +119,6 @@ def suggest(lrs: Sequence[float], smoothed: np.ndarray, *, basin: float = BASIN)
         lr_min=min(float(lrs[onset]), lr_max / 10),
         lr_max=lr_max,
         steepest=float(lrs[int(slopes[: lowest + 1].argmin())]),
-        valley=float(lrs[_middle_of_longest_descent(smoothed)]),
+        valley=float(lrs[top + int(np.argmax(smoothed[top:] <= smoothed[top] - fall / 2))]),
         minimum=float(lrs[lowest]),
     )
-
-
-def _middle_of_longest_descent(values: np.ndarray) -> int:
-    """The index in the middle of the longest strictly falling subsequence."""
-    length = np.ones(len(values), dtype=int)
-    start = np.arange(len(values))
-    for i in range(1, len(values)):
-        above = np.flatnonzero(values[:i] > values[i])
-        if len(above):
-            previous = above[length[above].argmax()]
-            length[i], start[i] = length[previous] + 1, start[previous]
-    end = int(length.argmax())
-    return (int(start[end]) + end) // 2

@@ -158,12 +158,13 @@ def warnings(tests: Sequence[RangeTest], lr_end: float, failures: Mapping[int, s
         failures: seed -> why its curve says nothing and is left out.
     """
     found = [f"seed {seed} is left out: {why}" for seed, why in (failures or {}).items()]
-    if ruined := [one for one in tests if rises_first(np.asarray(one.smoothed))]:
+    ruined = [one for one in tests if rises_first(np.asarray(one.smoothed))]
+    if ruined:
         found.append(
             f"the loss rose before it fell{_share(ruined, tests)}, so its fall may be no more than a recovery; "
             "start lower or rise more slowly: --lr-start --lr-end --iters"
         )
-    if whole := [one for one in tests if not one.diverged]:
+    if whole := [one for one in tests if not one.diverged and one not in ruined]:
         further = f"sweep further: --lr-end {10 * lr_end:g}" if 10 * lr_end <= HIGHEST_RATE else "sweep more slowly"
         found.append(
             f"the loss did not diverge up to {lr_end:.3g}{_share(whole, tests)}, so LRMAX may be too low; {further}"

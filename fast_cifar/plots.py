@@ -158,7 +158,8 @@ def range_test(
         for seed_lrs, seed_smoothed in seeds if len(seeds) <= LINES_UP_TO else ():
             axes.plot(seed_lrs, seed_smoothed, color=BLUE, linewidth=1, alpha=0.35, label="_one seed")
         axes.plot(lrs, smoothed, color=BLUE, label=f"smoothed loss{whose}")
-        limits = _visible_losses(losses, smoothed)
+        ranges = [_visible_losses(losses, smoothed), *(_visible_losses(one, one) for _, one in seeds)]
+        limits = min(low for low, _ in ranges), max(high for _, high in ranges)
         axes.set_ylim(limits)
         for name, marker, size, colour in POINTS:
             lr = getattr(suggestion, name)

@@ -30,6 +30,10 @@ def test_the_minimum_lies_between_the_fall_and_the_explosion():
     assert 3e-4 < read(curve()).minimum < 3e-2
 
 
+def test_the_valley_is_where_half_of_the_fall_is_done():
+    assert read(curve()).valley == pytest.approx(1e-4, rel=0.3)
+
+
 def test_the_rates_are_in_order():
     found = read(curve())
     assert 0 < found.lr_min < found.steepest < found.lr_max < 3e-2
@@ -135,7 +139,7 @@ def errors(shape, noise, steps=118, sweeps=40):
     found = [
         suggest(lrs, smooth(losses)) for lrs, losses in (sweep_of(shape, noise, rng, steps) for _ in range(sweeps))
     ]
-    names = ("lr_max", "minimum", "steepest")
+    names = ("lr_max", "minimum", "steepest", "valley")
     return {
         name: np.mean([np.log10(getattr(one, name) / getattr(truth, name)) ** 2 for one in found]) ** 0.5
         for name in names
@@ -148,6 +152,7 @@ def test_noise_and_spikes_move_the_rates_by_little(shape):
     assert error["lr_max"] < 0.18
     assert error["minimum"] < 0.22
     assert error["steepest"] < 0.13
+    assert error["valley"] < 0.13
 
 
 @pytest.mark.parametrize("shape", [real, late])

@@ -102,6 +102,11 @@ def test_a_recovery_is_no_descent():
     assert line.startswith("the loss rose before it fell with 1 of 2 seeds")
 
 
+def test_who_must_start_lower_is_not_told_to_go_further():
+    (line,) = warnings(sweeps_of(1e-3, diverged=False, losses=RISING_FIRST), 1.0)
+    assert "--lr-start" in line
+
+
 def test_a_seed_that_is_left_out_is_named():
     assert warnings(sweeps_of(1e-3), 1.0, {7: "it diverged"}) == ["seed 7 is left out: it diverged"]
 

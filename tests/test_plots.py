@@ -356,6 +356,13 @@ def test_several_seeds_are_a_band_with_their_lines_in_it(path, figures):
     assert_good(path)
 
 
+def test_a_seed_that_starts_higher_is_seen_whole(path, figures):
+    lrs, losses = sweep()
+    higher = [loss + 2 for loss in losses]
+    plots.range_test(path, lrs, losses, losses, SUGGESTION, seeds=[(lrs, losses), (lrs, higher)], band=(losses, higher))
+    assert figures[0].axes[0].get_ylim()[1] > 4.3
+
+
 def test_many_seeds_are_a_band_alone(path, figures):
     lrs, losses = sweep()
     plots.range_test(path, lrs, losses, losses, SUGGESTION, **several(11))
