@@ -72,8 +72,8 @@ def rises_first(smoothed: np.ndarray) -> bool:
 
 
 def failure(lrs: Sequence[float], losses: Sequence[float]) -> str | None:
-    """Why the curve of a sweep of at least `FEWEST_POINTS` steps says nothing, and what to do; None where it can be
-    read."""
+    """Why a curve says nothing, and what to do about it; None where it can be read. One that is shorter than
+    `FEWEST_POINTS` was cut there by divergence."""
     if len(losses) < FEWEST_POINTS:
         return f"the loss diverged after {len(losses)} steps; start lower: run_lrfind.py --lr-start"
     if not has_fallen(smooth(losses)):

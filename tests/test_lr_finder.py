@@ -394,8 +394,8 @@ def test_several_seeds_compile_once(small_network, options):
     def graphs(repeats):
         torch._dynamo.reset()
         counters["stats"].clear()
-        sweep(assemble(options), 0, options.replace(iters=30, repeats=repeats, compile=True))
+        sweep(assemble(options), 0, options.replace(repeats=repeats))
         return counters["stats"]["unique_graphs"]
 
-    options = options.replace(compile=True, iters=30)
+    options = options.replace(compile=True, iters=30, val_split=4, loss_on="val")
     assert graphs(3) == graphs(1) > 0
