@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+import dataclasses
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from fast_cifar import plots
-from fast_cifar.assembly import Workspace, assemble
+from fast_cifar import lr_repeats, plots
+from fast_cifar.assembly import Workspace, assemble, limited, loader_in_order
 from fast_cifar.engine import Batches
 from fast_cifar.errors import UserError
-from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, has_diverged, has_fallen, smooth, suggest
+from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, failure
+from fast_cifar.lr_repeats import RangeTest, RepeatedRangeTest, combined, read
+from fast_cifar.lr_sweep import held_out_loss, sweep_losses
 from fast_cifar.memory import enough_memory
-from fast_cifar.optimizer import set_rate
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.run_folder import RunFolder, check_new, new_path
 from fast_cifar.runtime import describe_device, recording_gradients, reproducible, resolve_precision
-from fast_cifar.schedules import exponential_sweep
+from fast_cifar.schedules import SWEEPS
 from fast_cifar.snapshot import preserved
 from fast_cifar.train_step import TrainStep
 
-
-@dataclass(frozen=True)
-class RangeTest:
-    """A finished sweep: one entry per optimiser step in each list, cut where the loss diverged."""
-
-    lrs: list[float]
-    losses: list[float]
-    smoothed: list[float]
-    suggestion: Suggestion
+HELD_OUT = 500  # images at most: they are answered after every step
 
 
 def range_test(
@@ -53,8 +43,10 @@ def range_test(
     amp_dtype: str = "auto",
     label_smoothing: float = 0.0,
     compile: bool = False,
+    sweep: str = "exponential",
+    held_out: Batches | None = None,
 ) -> RangeTest:
-    """Trains for `iters` steps while the learning rate rises exponentially, then puts everything back.
+    """Trains for `iters` steps while the learning rate rises, then puts everything back.
 
     Afterwards model, optimiser, random state and the loader's epoch are as they were, bit for bit. A sweep longer than
     the loader goes on with its next epoch.
@@ -65,78 +57,69 @@ def range_test(
         lr_start, lr_end: 0 < lr_start < lr_end.
         iters: steps at most, at least 2; a loss that diverges ends the sweep sooner.
         amp, amp_dtype, label_smoothing, compile: as in training.
+        sweep: the rate rises "exponential"ly or "linear"ly.
+        held_out: other images to take the loss on, after each step and all of them; by default it is the step's own.
 
     Raises:
-        ValueError: the rates or `iters` are out of range, or the loader has no batches.
+        ValueError: the rates or `iters` are out of range, `sweep` is neither, or a loader has no batches.
         UserError: the loss diverged at once.
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
     """
-    multiplier = exponential_sweep(iters, lr_start, lr_end)
-    device = next(model.parameters()).device
-    precision = resolve_precision(device, amp, amp_dtype)
-    lrs: list[float] = []
-    losses: list[float] = []
-    with preserved(model, optimizer), _endless(loader) as batches:
+    if sweep not in SWEEPS:
+        raise ValueError(f"sweep must be one of {', '.join(SWEEPS)}, not {sweep!r}")
+    multiplier = SWEEPS[sweep](iters, lr_start, lr_end)
+    rates = [lr_end * multiplier(i) for i in range(iters)]
+    precision = resolve_precision(next(model.parameters()).device, amp, amp_dtype)
+    with preserved(model, optimizer):
         step = TrainStep(model, optimizer, precision, label_smoothing=label_smoothing, compile=compile)
-        model.train()
-        for i in tqdm(range(iters), desc="range test", unit="step", leave=False, disable=None, dynamic_ncols=True):
-            inputs, labels = next(batches)
-            for group in optimizer.param_groups:
-                set_rate(group, lr_end * multiplier(i))
-            loss = float(step(inputs.to(device), labels.to(device))[0])
-            if not math.isfinite(loss):
-                break
-            lrs.append(lr_end * multiplier(i))
-            losses.append(loss)
-            if has_diverged(losses):
-                break
-    if len(lrs) < 2:
+        watched = None if held_out is None else held_out_loss(model, precision, held_out)
+        losses, ruined = sweep_losses(step, loader, rates, watched)
+    if len(losses) < 2:
         raise UserError(
             f"range test: the loss diverged at once, at {lr_start:g}; start lower: run_lrfind.py --lr-start"
         )
-    smoothed = smooth(losses)
-    return RangeTest(lrs, losses, smoothed.tolist(), suggest(lrs, smoothed))
+    result = read(rates, losses, ruined)
+    why = failure(result.lrs, losses) if ruined or len(losses) >= FEWEST_POINTS else None
+    return dataclasses.replace(result, warnings=[*([why] if why else []), *lr_repeats.warnings([result], lr_end)])
 
 
-def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RangeTest:
-    """A range test of a new network on the training split of `workspace`, with `test`'s rates and number of steps.
+def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RepeatedRangeTest:
+    """Range tests of new networks on the training split of `workspace`, as `test` says, with `seed` and those after it.
 
     Raises:
-        UserError: the loss diverged at once or never fell, so that the suggestion would mean nothing.
+        UserError: with every seed the loss diverged at once or never fell, so that a suggestion would mean nothing.
     """
     options = workspace.options
-    with (
-        recording_gradients(),
-        reproducible(seed, workspace.device, deterministic=options.deterministic),
-        enough_memory(options.batch_size),
-    ):
-        model = workspace.network()
-        result = range_test(
-            model,
-            workspace.optimizer(model, test.lr_end),
-            workspace.train_loader(seed),
-            lr_start=test.lr_start,
-            lr_end=test.lr_end,
-            iters=test.iters,
-            amp=options.amp,
-            amp_dtype=options.amp_dtype,
-            label_smoothing=options.label_smoothing,
-            compile=options.compile,
-        )
-    if len(result.lrs) < FEWEST_POINTS:
-        raise UserError(
-            f"range test: the loss diverged after {len(result.lrs)} steps; start lower: run_lrfind.py --lr-start"
-        )
-    if not has_fallen(np.asarray(result.smoothed)):
-        raise UserError(
-            f"range test: the loss never fell between {result.lrs[0]:.3g} and {result.lrs[-1]:.3g}; "
-            "sweep further or more slowly: run_lrfind.py --lr-start --lr-end --iters"
-        )
-    return result
+    multiplier = SWEEPS[test.sweep](test.iters, test.lr_start, test.lr_end)
+    rates = [test.lr_end * multiplier(i) for i in range(test.iters)]
+    repeats: dict[int, RangeTest] = {}
+    failures: dict[int, str] = {}
+    with recording_gradients(), enough_memory(options.batch_size):
+        parts = workspace.parts(test.lr_end)
+        watched = None
+        if test.loss_on == "val":
+            val = limited(workspace.val, max(HELD_OUT, len(workspace.data.classes)))
+            # In one batch: a folder's images come class after class.
+            fixed = loader_in_order(
+                val, len(val), workspace.device, workspace.precision, parts.loader.mean, parts.loader.std
+            )
+            watched = held_out_loss(parts.model, workspace.precision, fixed)
+        for one in range(seed, seed + test.repeats):
+            with reproducible(one, workspace.device, deterministic=options.deterministic):
+                parts.start_over(workspace, one)
+                title = f", seed {one}" if test.repeats > 1 else ""
+                losses, ruined = sweep_losses(parts.step, parts.loader, rates, watched, title)
+            if why := failure(rates[: len(losses)], losses):
+                failures[one] = why
+            else:
+                repeats[one] = read(rates, losses, ruined)
+    if not repeats:
+        raise UserError(f"range test: {failures[seed]}")
+    return combined(repeats, failures, test.sweep, test.lr_end)
 
 
-def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.write) -> RangeTest:
+def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.write) -> RepeatedRangeTest:
     """The whole of `run_lrfind.py`: range test, run folder with `lrfind.json` and `lrfind.png`, and what to do next.
 
     Raises:
@@ -146,9 +129,10 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     data = f"lrfind-{Path(options.data).name}"
     check_new(new_path(options.out, options.name, data))
     workspace = assemble(options)
+    seeds = f" with each of {options.repeats} seeds" if options.repeats > 1 else ""
     log(
         f"range test on {workspace.data.name}, {describe_device(workspace.device)}, {workspace.precision.name}: "
-        f"{options.iters} steps of {options.batch_size} images, {options.lr_start:g} -> {options.lr_end:g}"
+        f"{options.iters} steps of {options.batch_size} images{seeds}, {options.lr_start:g} -> {options.lr_end:g}"
     )
     if workspace.precision.note:
         log(workspace.precision.note)
@@ -156,19 +140,50 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     folder = RunFolder.create_new(options.out, options.name, data)
     folder.write_config(options.replace(name=folder.path.name, **workspace.resolved_machine()).as_dict())
     write_range_test(folder, result)
-    found = result.suggestion
-    log(f"LRMIN {found.lr_min:.3g}, LRMAX {found.lr_max:.3g}, after {len(result.lrs)} of {options.iters} steps")
-    log(f"steepest {found.steepest:.3g}, valley {found.valley:.3g}, minimum {found.minimum:.3g}")
+    for line in _report(result, options):
+        log(line)
     log(f"everything is in {folder.path}; to train with these rates:")
-    log(next_command(options, found))
+    log(next_command(options, result.suggestion))
     return result
 
 
-def write_range_test(folder: RunFolder, result: RangeTest) -> None:
+def _report(result: RepeatedRangeTest, options: RangeTestOptions) -> Iterator[str]:
+    """The lines that say what was found and how sure it is."""
+    found, spread = result.suggestion, result.lr_max_spread
+    if spread is not None:
+        for seed, one in zip(result.seeds, result.repeats, strict=True):
+            rates = one.suggestion
+            yield f"seed {seed}: LRMIN {rates.lr_min:.3g}, LRMAX {rates.lr_max:.3g}, after {len(one.lrs)} steps"
+    yield f"LRMIN {found.lr_min:.3g}, LRMAX {found.lr_max:.3g}, after {len(result.lrs)} of {options.iters} steps"
+    if spread is not None:
+        sure = f", 95 % interval {spread.interval[0]:.3g} to {spread.interval[1]:.3g}" if spread.interval else ""
+        yield f"LRMAX of {len(result.seeds)} seeds: {spread.lowest:.3g} to {spread.highest:.3g}{sure}"
+    points = f"steepest {found.steepest:.3g}, valley {found.valley:.3g}, minimum {found.minimum:.3g}"
+    yield points + (f", divergence {result.divergence:.3g}" if result.diverged else "")
+    for warning in result.warnings:
+        yield f"warning: {warning}"
+    if options.repeats == 1:
+        yield "this is one seed; --repeats 3 says how sure it is"
+
+
+def write_range_test(folder: RunFolder, result: RepeatedRangeTest) -> None:
     """lrfind.json and, with matplotlib, lrfind.png."""
     folder.write_range_test(asdict(result))
     if plots.matplotlib_available():
-        plots.range_test(folder / "lrfind.png", result.lrs, result.losses, result.smoothed, result.suggestion)
+        several = len(result.repeats) > 1
+        plots.range_test(
+            folder / "lrfind.png",
+            result.lrs,
+            result.losses,
+            result.smoothed,
+            result.suggestion,
+            linear=result.sweep == "linear",
+            seeds=[(one.lrs, one.smoothed) for one in result.repeats] if several else (),
+            band=lr_repeats.band([one.smoothed for one in result.repeats]) if several else None,
+            lr_max_spread=result.lr_max_spread,
+            divergence=result.divergence,
+            notes=result.warnings,
+        )
 
 
 def next_command(options: RangeTestOptions, found: Suggestion) -> str:
@@ -187,27 +202,3 @@ def _words(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag] if value or flag.startswith("--no-") else []
     return [flag, str(value)]
-
-
-@contextmanager
-def _endless(loader: Batches) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """The loader's batches, epoch after epoch; a loader that counts epochs is set back to its own afterwards."""
-    epoch = getattr(loader, "epoch", None)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        taken = 0
-        for more in itertools.count():
-            if epoch is not None:
-                loader.set_epoch(epoch + more)
-            before = taken
-            for batch in loader:
-                taken += 1
-                yield batch
-            if taken == before:
-                raise ValueError(f"the loader has no batches left after {taken}")
-
-    try:
-        yield batches()
-    finally:
-        if epoch is not None:
-            loader.set_epoch(epoch)

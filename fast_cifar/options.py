@@ -311,6 +311,18 @@ class RangeTestOptions(CommonOptions):
     lr_start: float = option("sweep", 1e-6, "the first learning rate", metavar="RATE")
     lr_end: float = option("sweep", 1.0, "the last one; the sweep stops sooner when the loss diverges", metavar="RATE")
     iters: int = option("sweep", 118, "optimiser steps from one to the other, at least 10", metavar="N")
+    sweep: str = option(
+        "sweep", "exponential", "each step by the same factor, or by the same amount", choices=("exponential", "linear")
+    )
+    repeats: int = option(
+        "sweep", 1, "sweep N times, with seeds SEED, SEED+1, ..., and say how far they agree", metavar="N"
+    )
+    loss_on: str = option(
+        "sweep",
+        "train",
+        "the loss to watch: of the step's own batch, or after it on the images of --val-split",
+        choices=("train", "val"),
+    )
 
     def check(self) -> None:
         super().check()
@@ -319,6 +331,9 @@ class RangeTestOptions(CommonOptions):
         if self.lr_start >= self.lr_end:
             raise UserError(f"--lr-start {self.lr_start:g} must be below --lr-end {self.lr_end:g}")
         self._check_count("iters", 10, 100_000)
+        self._check_count("repeats", most=100)
+        if self.loss_on == "val" and self.val_split is None:
+            raise UserError("--loss-on val needs images that are held out: --val-split N")
 
 
 def _options(options: CommonOptions) -> list[dataclasses.Field]:

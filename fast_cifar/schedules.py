@@ -1,4 +1,4 @@
-"""Learning-rate multipliers for `torch.optim.lr_scheduler.LambdaLR`: one cycle, and the sweep of a range test."""
+"""Learning-rate multipliers for `torch.optim.lr_scheduler.LambdaLR`: one cycle, and the sweeps of a range test."""
 
 from __future__ import annotations
 
@@ -57,14 +57,38 @@ def exponential_sweep(iters: int, lr_start: float, lr_end: float) -> Callable[[i
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3, with the
         exponential spacing that later finders use.
     """
-    _check_rates(lr_start, lr_end, "lr_start", "lr_end")
-    if iters < 2:
-        raise ValueError(f"iters must be at least 2, not {iters}")
+    _check_sweep(iters, lr_start, lr_end)
 
     def multiplier(step: int) -> float:
         return (lr_start / lr_end) ** (1.0 - min(step, iters - 1) / (iters - 1))
 
     return multiplier
+
+
+def linear_sweep(iters: int, lr_start: float, lr_end: float) -> Callable[[int], float]:
+    """Learning-rate multiplier of a range test: from `lr_start` to `lr_end`, each step by the same amount.
+
+    Args, returns and raises: as `exponential_sweep`.
+
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
+    """
+    _check_sweep(iters, lr_start, lr_end)
+
+    def multiplier(step: int) -> float:
+        done = min(step, iters - 1) / (iters - 1)
+        return (1.0 - done) * (lr_start / lr_end) + done
+
+    return multiplier
+
+
+# What `--sweep` may be.
+SWEEPS = {"exponential": exponential_sweep, "linear": linear_sweep}
+
+
+def _check_sweep(iters: int, lr_start: float, lr_end: float) -> None:
+    _check_rates(lr_start, lr_end, "lr_start", "lr_end")
+    if iters < 2:
+        raise ValueError(f"iters must be at least 2, not {iters}")
 
 
 def _check_rates(low: float, high: float, low_name: str, high_name: str) -> None:

@@ -62,6 +62,8 @@ def _start(options: TrainOptions, world: World, log: Log) -> dict[str, Any]:
         found = world.from_main(sweep(alone, options.seed, RangeTestOptions()) if world.is_main else None)
         options = options.replace(lr_min=found.suggestion.lr_min, lr_max=found.suggestion.lr_max)
         log(f"range test: LRMIN {options.lr_min:.3g}, LRMAX {options.lr_max:.3g}")
+        for warning in found.warnings:
+            log(f"warning: {warning}")
     folder = RunFolder.create_new(options.out, options.name, options.data) if world.is_main else None
     folder = world.from_main(folder)
     options = options.replace(name=folder.path.name, **workspace.resolved_machine())

@@ -61,6 +61,9 @@ CONTRACT_LRFIND = [
     "--lr-start",
     "--lr-end",
     "--iters",
+    "--sweep",
+    "--repeats",
+    "--loss-on",
 ]
 
 

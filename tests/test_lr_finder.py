@@ -1,15 +1,19 @@
 """The range test: what it sweeps, that it leaves no trace, and what it answers."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
+from fast_cifar.assembly import assemble
 from fast_cifar.errors import UserError
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.lr_finder import find_lr, next_command, range_test
+from fast_cifar.lr_finder import find_lr, next_command, range_test, sweep
+from fast_cifar.lr_sweep import held_out_loss
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.options import RangeTestOptions
 from fast_cifar.runtime import Precision
@@ -120,32 +124,132 @@ def test_a_sweep_of_one_step_is_refused(pair, loader):
 
 
 class Answering:
-    """A step whose loss is made up: the k-th one is `losses[k]`."""
+    """A step whose losses are made up: `curves[k][i]` is that of step i of the k-th sweep, which begins when the
+    scaler is loaded."""
 
-    def __init__(self, losses):
-        self.losses = iter(losses)
+    def __init__(self, model, optimizer, curves):
+        self.model, self.optimizer = model, optimizer
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.losses, self.curves = iter(curves[0]), iter(curves)
+
+    def load_scaler(self, state):
+        self.losses = iter(next(self.curves))
 
     def __call__(self, inputs, labels):
         return torch.tensor(next(self.losses)), None, True
 
 
-def test_a_loss_that_is_infinite_at_once_is_said_so(pair, loader, monkeypatch):
-    monkeypatch.setattr("fast_cifar.lr_finder.TrainStep", lambda *_, **__: Answering([2.3, float("inf")]))
+@pytest.fixture
+def answer(monkeypatch):
+    """Makes the losses up, a list for each sweep: `answer([2.3, ...], ...)`."""
+
+    def patch(*curves):
+        for module in ("lr_finder", "assembly"):
+            monkeypatch.setattr(
+                f"fast_cifar.{module}.TrainStep",
+                lambda model, optimizer, *_, **__: Answering(model, optimizer, curves),
+            )
+
+    return patch
+
+
+def test_a_loss_that_is_infinite_at_once_is_said_so(pair, loader, answer):
+    answer([2.3, float("inf")])
     with pytest.raises(UserError, match="--lr-start"):
         range_test(*pair, loader)
 
 
+DIVERGES_AT_ONCE = [2.3] * 5 + [float("nan")]
+NEVER_FALLS = np.linspace(2.3, 3.0, 118).tolist()
+NEVER_DIVERGES = np.linspace(2.3, 1.0, 118).tolist()
+
+
+def basin(lr=1e-3, noise=0.0, steps=118):
+    """A loss that falls around a tenth of `lr` and diverges from ten times as much on, over the default sweep."""
+    decades = np.log10(np.geomspace(1e-6, 1, steps) / lr)
+    loss = 2.3 - 1.2 / (1 + np.exp(-4 * (decades + 1))) + np.exp(np.clip(6 * (decades - 1), -50, 3))
+    return (loss + noise * np.random.default_rng(0).standard_normal(steps)).tolist()
+
+
 @pytest.mark.parametrize(
-    ("losses", "said"),
-    [([2.3] * 5 + [float("nan")], "diverged after 5 steps"), (np.linspace(2.3, 3.0, 118).tolist(), "never fell")],
+    ("losses", "said"), [(DIVERGES_AT_ONCE, "diverged after 5 steps"), (NEVER_FALLS, "never fell")]
 )
 def test_a_curve_that_says_nothing_ends_the_command_and_leaves_no_folder(
-    small_network, options, tmp_path, monkeypatch, losses, said
+    small_network, options, tmp_path, answer, losses, said
 ):
-    monkeypatch.setattr("fast_cifar.lr_finder.TrainStep", lambda *_, **__: Answering(losses))
+    answer(losses)
     with pytest.raises(UserError, match=said):
         find_lr(options.replace(iters=118), log=print)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [(DIVERGES_AT_ONCE, "diverged after 5 steps"), (NEVER_FALLS, "never fell"), (NEVER_DIVERGES, "did not diverge")],
+)
+def test_what_makes_a_curve_doubtful_is_among_its_warnings(pair, loader, answer, losses, said):
+    answer(losses)
+    assert any(said in warning for warning in range_test(*pair, loader).warnings)
+
+
+def test_a_basin_that_ends_in_divergence_needs_no_warning(pair, loader, answer):
+    answer(basin())
+    result = range_test(*pair, loader)
+    assert result.warnings == []
+    assert result.diverged
+    assert 3e-3 < result.divergence < 3e-2
+
+
+def test_a_constant_loss_can_be_read_by_nobody(pair, loader, answer):
+    answer([2.3] * 118)
+    result = range_test(*pair, loader)
+    assert not result.diverged
+    assert "never fell" in result.warnings[0]
+
+
+def test_a_linear_sweep_has_evenly_spaced_rates(pair, loader):
+    result = range_test(*pair, loader, lr_start=1e-5, lr_end=1e-2, iters=30, sweep="linear")
+    assert result.lrs == pytest.approx(np.linspace(1e-5, 1e-2, 30).tolist())
+
+
+def test_a_sweep_of_another_shape_is_refused(pair, loader):
+    with pytest.raises(ValueError, match="exponential, linear"):
+        range_test(*pair, loader, sweep="cosine")
+
+
+def test_held_out_losses_are_those_of_a_plain_loop(loader):
+    model, other = network(dropout=0.0), network(dropout=0.0)
+    held_out = list(loader)[:3]
+    result = range_test(model, make_optimizer(model, 0.01), loader, lr_end=1e-1, iters=20, held_out=held_out)
+    plain = torch.optim.Adam(other.parameters(), lr=1.0)
+    batches = [batch for epoch in range(3) for batch in (loader.set_epoch(epoch), list(loader))[1]]
+    losses = []
+    for lr, (inputs, labels) in zip(result.lrs, batches, strict=False):
+        plain.param_groups[0]["lr"] = lr
+        plain.zero_grad()
+        nn.functional.cross_entropy(other(inputs), labels).backward()
+        plain.step()
+        with torch.no_grad():
+            judge = copy.deepcopy(other)  # in training mode: each batch is normalised by its own statistics
+            losses.append(np.mean([nn.functional.cross_entropy(judge(x), y).item() for x, y in held_out]))
+    assert result.losses == pytest.approx(losses, rel=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_taking_the_held_out_loss_leaves_the_model_as_it_is_and_drops_nothing_out(loader, training):
+    model = network(dropout=0.9).train(training)
+    before, random_state = flat(model.state_dict()), torch.get_rng_state()
+    loss = held_out_loss(model, Precision("cpu", torch.float32), loader)
+    assert loss() == loss()
+    assert flat(model.state_dict()) == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(module.training is training for module in model.modules())
+    assert model[1].track_running_stats
+
+
+def test_an_empty_held_out_loader_is_refused(pair, loader):
+    with pytest.raises(ValueError, match="no batches"):
+        range_test(*pair, loader, held_out=[])
 
 
 def test_the_suggestion_is_five_floats_in_order(pair, loader):
@@ -172,7 +276,8 @@ def test_the_whole_command_writes_a_run_folder_and_says_what_to_do_next(small_ne
     result = find_lr(options, log=lines.append)
     written = json.loads((tmp_path / "runs/test/lrfind.json").read_text())
     assert written["lrs"] == result.lrs
-    assert written.keys() == {"lrs", "losses", "smoothed", "suggestion"}
+    assert written.keys() >= {"lrs", "losses", "smoothed", "suggestion"}
+    assert written.keys() >= {"divergence", "warnings", "sweep", "repeats", "seeds", "lr_max_spread"}
     assert written["suggestion"]["lr_max"] == result.suggestion.lr_max
     assert (tmp_path / "runs/test/lrfind.png").stat().st_size > 5000
     assert lines[-1].startswith("python run_train.py ")
@@ -180,13 +285,18 @@ def test_the_whole_command_writes_a_run_folder_and_says_what_to_do_next(small_ne
 
 def test_the_next_command_repeats_what_was_given(options, pair, loader):
     found = range_test(*pair, loader, iters=40).suggestion
-    line = next_command(options.replace(flip=False, amp=True, mirror=("u", "v")), found)
+    unlike_training = {"repeats": 3, "sweep": "linear", "val_split": 2, "loss_on": "val"}
+    line = next_command(options.replace(flip=False, amp=True, mirror=("u", "v"), **unlike_training), found)
     assert f"--data {options.data}" in line
     assert "--batch-size 8" in line
     assert "--no-flip" in line
     assert "--amp " in line
     assert "--mirror u --mirror v" in line
     assert "--iters" not in line
+    assert "--repeats" not in line
+    assert "--sweep" not in line
+    assert "--loss-on" not in line
+    assert "--val-split 2" in line
     assert "--name" not in line
     assert f"--lr-max {found.lr_max:.3g}" in line
 
@@ -195,3 +305,97 @@ def test_an_existing_run_folder_is_left_alone(options, tmp_path):
     (tmp_path / "runs/test").mkdir(parents=True)
     with pytest.raises(UserError, match="exists already"):
         find_lr(options, log=print)
+
+
+def test_several_seeds_are_the_single_sweeps_of_each(small_network, options):
+    workspace = assemble(options)
+    together = sweep(workspace, 3, options.replace(repeats=2))
+    alone = [sweep(workspace, seed, options).repeats[0] for seed in (3, 4)]
+    assert together.repeats == alone
+    assert together.seeds == [3, 4]
+    assert alone[0].losses != alone[1].losses
+
+
+def test_one_seed_is_the_range_test_of_its_network(small_network, options):
+    result = sweep(assemble(options), 3, options)
+    assert (result.lrs, result.losses, result.suggestion) == (
+        result.repeats[0].lrs,
+        result.repeats[0].losses,
+        result.repeats[0].suggestion,
+    )
+    assert result.lr_max_spread is None
+
+
+def test_several_seeds_write_each_curve_and_say_how_sure_they_are(small_network, options, tmp_path, answer):
+    answer(basin(1e-3), basin(1.5e-3), basin(2e-3))
+    lines = []
+    result = find_lr(options.replace(iters=118, repeats=3), log=lines.append)
+    written = json.loads((tmp_path / "runs/test/lrfind.json").read_text())
+    assert [one["losses"] for one in written["repeats"]] == [one.losses for one in result.repeats]
+    assert written["repeats"][0]["losses"] == pytest.approx(basin(1e-3)[: len(result.repeats[0].lrs)])
+    assert written["lr_max_spread"]["highest"] == pytest.approx(2 * written["lr_max_spread"]["lowest"], rel=0.15)
+    assert written["suggestion"]["lr_max"] == pytest.approx(
+        np.prod([one.suggestion.lr_max for one in result.repeats]) ** (1 / 3)
+    )
+    assert sum(line.startswith("seed ") for line in lines) == 3
+    assert any("95 % interval" in line for line in lines)
+    assert not any("one seed" in line for line in lines)
+
+
+def test_seeds_that_disagree_are_said_so(small_network, options, tmp_path, answer):
+    answer(basin(1e-3), basin(5e-3))
+    lines = []
+    find_lr(options.replace(iters=118, repeats=2), log=lines.append)
+    assert any(line.startswith("warning: the seeds' LRMAX disagree by a factor of ") for line in lines)
+    assert "disagree" in json.loads((tmp_path / "runs/test/lrfind.json").read_text())["warnings"][0]
+
+
+@pytest.mark.parametrize("bad", [DIVERGES_AT_ONCE, NEVER_FALLS, [float("inf")]])
+def test_a_seed_whose_curve_says_nothing_is_left_out_and_named(small_network, options, answer, bad):
+    answer(basin(), bad, basin())
+    result = sweep(assemble(options), 0, options.replace(iters=118, repeats=3))
+    assert result.seeds == [0, 2]
+    assert result.suggestion.lr_max == pytest.approx(result.repeats[0].suggestion.lr_max)
+    assert result.warnings[0].startswith("seed 1 is left out: ")
+
+
+def test_seeds_that_all_say_nothing_end_the_command(small_network, options, answer):
+    answer(DIVERGES_AT_ONCE, NEVER_FALLS)
+    with pytest.raises(UserError, match="diverged after 5 steps"):
+        find_lr(options.replace(iters=118, repeats=2), log=print)
+
+
+def test_one_seed_says_how_to_be_surer(small_network, options):
+    lines = []
+    find_lr(options, log=lines.append)
+    assert any("--repeats 3" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"amp": True},
+        {"weight_decay": 0.1, "label_smoothing": 0.1, "dropout": 0.2},
+        {"batch_size": 1},
+        {"batch_size": 24},
+        {"sweep": "linear", "lr_end": 0.1},
+        {"val_split": 4, "loss_on": "val", "amp": True},
+        {"val_split": 12, "loss_on": "val", "batch_size": 12, "repeats": 2, "sweep": "linear"},
+    ],
+    ids=str,
+)
+def test_it_answers_however_it_trains(small_network, options, tmp_path, changes):
+    result = find_lr(options.replace(**changes), log=print)
+    assert 0 < result.suggestion.lr_min < result.suggestion.lr_max <= options.lr_end
+    assert (tmp_path / "runs/test/lrfind.png").exists()
+
+
+def test_several_seeds_compile_once(small_network, options):
+    def graphs(repeats):
+        torch._dynamo.reset()
+        counters["stats"].clear()
+        sweep(assemble(options), 0, options.replace(repeats=repeats))
+        return counters["stats"]["unique_graphs"]
+
+    options = options.replace(compile=True, iters=30, val_split=4, loss_on="val")
+    assert graphs(3) == graphs(1) > 0

@@ -100,11 +100,21 @@ def test_what_no_data_could_make_right_is_refused_by_name(bad, named):
         ({"lr_start": 2.0}, "--lr-start"),
         ({"lr_end": math.nan}, "--lr-end"),
         ({"iters": 9}, "--iters"),
+        ({"repeats": 0}, "--repeats"),
+        ({"repeats": 101}, "--repeats"),
+        ({"sweep": "cosine"}, "--sweep"),
+        ({"loss_on": "test", "val_split": 10}, "--loss-on"),
+        ({"loss_on": "val"}, "--val-split"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused_by_name(bad, named):
     with pytest.raises(UserError, match=named):
         RangeTestOptions(**bad).check()
+
+
+@pytest.mark.parametrize("fine", [{"repeats": 100}, {"sweep": "linear"}, {"loss_on": "val", "val_split": 10}])
+def test_a_sweep_that_can_work_is_allowed(fine):
+    RangeTestOptions(**fine).check()
 
 
 @pytest.mark.parametrize(

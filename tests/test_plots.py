@@ -334,6 +334,71 @@ def test_nothing_reaches_out_of_a_picture(path, figures):
         assert box.y1 <= height
 
 
+def several(count=3):
+    """Keywords for as many seeds, of which the last diverged sooner."""
+    lrs, losses = sweep()
+    curves = [[loss + 0.02 * k for loss in losses] for k in range(count)]
+    seeds = [(lrs[: len(lrs) - 5 * (k == count - 1)], curve) for k, curve in enumerate(curves)]
+    seeds[-1] = (seeds[-1][0], seeds[-1][1][: len(seeds[-1][0])])
+    spread = SimpleNamespace(lowest=8e-3, highest=1.3e-2)
+    return {"seeds": seeds, "band": (curves[0], curves[-1]), "lr_max_spread": spread, "divergence": 0.1}
+
+
+def test_several_seeds_are_a_band_with_their_lines_in_it(path, figures):
+    lrs, losses = sweep()
+    plots.range_test(path, lrs, losses, losses, SUGGESTION, **several())
+    axes = figures[0].axes[0]
+    seed_lines = [line for line in axes.lines if line.get_label() == "_one seed"]
+    assert [list(line.get_ydata()) for line in seed_lines] == [curve for _, curve in several()["seeds"]]
+    (band,) = (patch for patch in axes.collections if patch.get_label() == "lowest to highest seed")
+    assert band.get_paths()[0].get_extents().x1 == pytest.approx(lrs[-1])
+    assert "smoothed loss (mean of 3 seeds)" in [line.get_label() for line in axes.lines]
+    assert_good(path)
+
+
+def test_a_seed_that_starts_higher_is_seen_whole(path, figures):
+    lrs, losses = sweep()
+    higher = [loss + 2 for loss in losses]
+    plots.range_test(path, lrs, losses, losses, SUGGESTION, seeds=[(lrs, losses), (lrs, higher)], band=(losses, higher))
+    assert figures[0].axes[0].get_ylim()[1] > 4.3
+
+
+def test_many_seeds_are_a_band_alone(path, figures):
+    lrs, losses = sweep()
+    plots.range_test(path, lrs, losses, losses, SUGGESTION, **several(11))
+    assert "_one seed" not in [line.get_label() for line in figures[0].axes[0].lines]
+
+
+def test_the_spread_of_lr_max_and_the_divergence_are_marked(path, figures):
+    lrs, losses = sweep()
+    plots.range_test(path, lrs, losses, losses, SUGGESTION, **several())
+    axes = figures[0].axes[0]
+    legend = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert {"LRMAX of the seeds 0.008 to 0.013", "divergence 0.1"} <= legend
+    box = axes.patches[-1].get_window_extent().transformed(axes.transData.inverted())
+    assert (box.x0, box.x1) == pytest.approx((8e-3, 1.3e-2))
+
+
+def test_a_linear_sweep_has_a_linear_axis(path, figures):
+    lrs = np.linspace(1e-6, 0.1, 118).tolist()
+    _, losses = sweep()
+    plots.range_test(path, lrs, losses, losses, SUGGESTION, linear=True)
+    assert figures[0].axes[0].get_xscale() == "linear"
+    assert_good(path)
+
+
+def test_notes_stand_below_the_axes_in_lines_that_fit(path, figures):
+    lrs, losses = sweep()
+    notes = ["a note of many words " * 20, "another, of $one^line$"]
+    plots.range_test(path, lrs, losses, losses, SUGGESTION, notes=notes, **several())
+    figure = figures[0]
+    foot = next(text for text in figure.texts if "another, of $one^line$" in text.get_text())
+    box, axes_box = foot.get_window_extent(), figure.axes[0].get_tightbbox()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0 < box.y1 <= axes_box.y0
+
+
 def test_a_picture_that_fails_leaves_no_file(path):
     with pytest.raises(ValueError, match="shape|dimension"):
         plots.range_test(path, [1e-3, 1e-2], [1.0], [1.0], SUGGESTION)

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR
 
-from fast_cifar.schedules import exponential_sweep, one_cycle
+from fast_cifar.schedules import SWEEPS, exponential_sweep, linear_sweep, one_cycle
 
 EPOCHS, STEPS_PER_EPOCH, PEAK_EPOCH = 24, 97, 5
 TOTAL, PEAK = EPOCHS * STEPS_PER_EPOCH, PEAK_EPOCH * STEPS_PER_EPOCH - 1
@@ -142,11 +143,25 @@ def test_the_sweep_multiplies_by_the_same_factor_each_step():
     assert ratios == pytest.approx([ratios[0]] * 117)
 
 
-def test_the_sweep_stays_at_its_end():
-    assert exponential_sweep(10, 0.1, 1.0)(50) == 1.0
+def test_the_linear_sweep_is_torchs_linear_schedule():
+    rates = rates_of(lambda optimizer: LambdaLR(optimizer, linear_sweep(118, 1e-4, LR_MAX)), 130)
+    theirs = rates_of(lambda optimizer: LinearLR(optimizer, 1e-4 / LR_MAX, 1.0, total_iters=117), 130)
+    assert rates == pytest.approx(theirs)
 
 
+def test_the_linear_sweep_adds_the_same_amount_each_step():
+    f = linear_sweep(11, 0.1, 2.0)
+    assert [2.0 * f(step) for step in range(11)] == pytest.approx(np.linspace(0.1, 2.0, 11).tolist())
+
+
+@pytest.mark.parametrize("sweep", SWEEPS.values())
+def test_a_sweep_stays_at_its_end(sweep):
+    assert sweep(10, 0.1, 1.0)(9) == 1.0
+    assert sweep(10, 0.1, 1.0)(50) == 1.0
+
+
+@pytest.mark.parametrize("sweep", SWEEPS.values())
 @pytest.mark.parametrize("arguments", [(1, 0.1, 1.0), (10, 0.0, 1.0), (10, 1.0, 0.5), (10, math.nan, 1.0)])
-def test_a_sweep_out_of_range_is_refused(arguments):
+def test_a_sweep_out_of_range_is_refused(sweep, arguments):
     with pytest.raises(ValueError, match=r"iters|lr_start"):
-        exponential_sweep(*arguments)
+        sweep(*arguments)

@@ -80,6 +80,9 @@ def test_training_refuses(run_here, tmp_path, case):
         (["--lr-start", "1", "--lr-end", "0.1"], "--lr-start"),
         (["--iters", "9"], "--iters"),
         (["--lr-end", "nan"], "--lr-end"),
+        (["--repeats", "0"], "--repeats"),
+        (["--sweep", "cosine"], "--sweep"),
+        (["--loss-on", "val"], "--val-split"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )

@@ -67,11 +67,15 @@ def test_several_runs_go_on_with_the_one_that_was_interrupted(small_network, qui
 
 
 def test_find_lr_trains_at_the_rates_it_found(small_network, quick, tmp_path):
-    train(quick(out=str(tmp_path), name="a", lr_max=None, find_lr=True, epochs=1), log=silent)
+    lines = []
+    train(quick(out=str(tmp_path), name="a", lr_max=None, find_lr=True, epochs=1), log=lines.append)
     config = json.loads((tmp_path / "a/config.json").read_text())
     found = json.loads((tmp_path / "a/lrfind.json").read_text())["suggestion"]
     assert (config["lr_min"], config["lr_max"]) == (found["lr_min"], found["lr_max"])
     assert (tmp_path / "a/lrfind.png").exists()
+    warnings = json.loads((tmp_path / "a/lrfind.json").read_text())["warnings"]
+    assert warnings  # this network takes a rate of 1 without diverging
+    assert {f"warning: {warning}" for warning in warnings} <= set(lines)
 
 
 def test_a_run_that_diverges_at_once_leaves_no_folder(small_network, quick, tmp_path):
