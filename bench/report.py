@@ -24,23 +24,22 @@ In the README each of the tables stands between two lines of its own, and nothin
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bench.files import read, write, write_json
 from bench.measure import environment
 from bench.tables import accuracy_block, bench_block
 from fast_cifar.command_line import Parser
 from fast_cifar.errors import UserError, run_script
-from fast_cifar.files import atomic_write
 from fast_cifar.run_folder import RunFolder
 from fast_cifar.runtime import resolve_device
 
@@ -224,26 +223,6 @@ def between_markers(text: str, name: str, readme: Path) -> tuple[int, int]:
 def slug(text: str) -> str:
     """`cpu-avx512-2-threads` of "cpu (AVX512, 2 threads)"."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def read(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: it is no JSON; mend it or delete it") from error
-    if not isinstance(contents, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; mend it or delete it")
-    return contents
-
-
-def write_json(path: Path, contents: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 if __name__ == "__main__":

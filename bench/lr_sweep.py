@@ -1,0 +1,268 @@
+"""Is the range test's suggestion any good? Accuracy against LRMAX around it, and what other rules would give away.
+
+    python -m bench.lr_sweep --json sweep.json                                   # CIFAR-10, the recipe
+    python -m bench.lr_sweep --data synthetic,FOLDER --batch-size 64,512 --limit-train 5000 --json sweep.json
+    python -m bench.lr_sweep --json sweep.json --no-training                     # today's rules on its curves
+    python -m bench.lr_sweep --json sweep.json --no-training --picture sweep.png # the same, drawn
+    python -m bench.lr_sweep --quick                                             # a smoke run
+
+A setting is a combination of data, batch size, weight decay and width. In each of them the range test runs with some
+seeds, not compiled; then the network trains at the suggestion (the geometric mean of the seeds') times each of
+`--factors`, LRMIN a hundredth of LRMAX, and answers the images held out after its last epoch. The test images are not
+looked at. A training that diverges counts as a blind guess.
+
+The regret of a rule is the highest point of a curve through these accuracies minus the curve at the rule's rate, in
+percentage points: a parabola in log2 LR near the top, straight lines elsewhere (see bench/regret.py). Its 95 % interval
+is a bootstrap over the runs of each rate; it does not know of the range test's own noise, nor of other held-out images.
+">=" stands before a rate outside the grid. `steepest`, `valley` and `minimum` are those of `run_lrfind.py`.
+
+With `--json`, each curve and each training is kept as soon as it is done; the same command goes on where it stopped,
+and more `--runs`, `--repeats` or `--factors` add to what is there. The grid stays around the suggestion that it began
+with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench.files import read, write_json
+from bench.measure import arguments, environment, header, print_table
+from bench.rules import COLUMNS, OURS, judged, read_curves
+from bench.trial import train_once
+from fast_cifar.assembly import Workspace, assemble
+from fast_cifar.datasets import count_classes
+from fast_cifar.errors import UserError, run_script
+from fast_cifar.lr_finder import sweep
+from fast_cifar.options import RangeTestOptions, TrainOptions
+from fast_cifar.runtime import has_compiler, resolve_device
+
+FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+QUICK = {"data": "synthetic", "epochs": 2, "limit_train": 128, "val_split": 100, "batch_size": "16"}
+QUICK |= {"runs": 1, "repeats": 1, "iters": 40, "factors": (0.25, 1.0, 4.0, 16.0)}
+# What makes two trainings, or two range tests, comparable.
+CONDITIONS = ("data", "batch_size", "weight_decay", "width", "epochs", "limit_train", "val_split", "amp")
+
+
+def main() -> None:
+    options = parse()
+    contents = read_rows(options.json)
+    if not options.no_training:
+        chosen = [(setting, row_of(setting, options.iters, contents["rows"])) for setting in settings(options)]
+        contents |= {"environment": environment(resolve_device(options.device))}
+        for setting, row in chosen:
+            fill(row, setting, options, lambda: save(options, contents))
+    contents["rows"] = [judged(row) for row in contents["rows"]]
+    mark_tuned(contents["rows"], options.tuned_on)
+    save(options, contents)
+    title = f"{header(contents['environment'])}\nregrets in percentage points of validation accuracy"
+    cells = [[column.text(row) for column in COLUMNS] for row in contents["rows"]]
+    shown = [i for i in range(len(COLUMNS)) if any(line[i] for line in cells)]
+    print_table(title, [COLUMNS[i].title for i in shown], [[line[i] for i in shown] for line in cells])
+    if options.picture:
+        draw(options.picture, contents["rows"])
+
+
+def parse() -> argparse.Namespace:
+    parser = arguments(__doc__)
+    parser.add_argument("--data", metavar="DATA,...", help="as for run_train.py (default: cifar10)")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="downloads and decoded caches")
+    parser.add_argument("--batch-size", metavar="N,...", help="default: 512")
+    parser.add_argument("--weight-decay", default="0", metavar="RATE,...", help="default: 0")
+    parser.add_argument("--width", metavar="N,...", help="channels of the first layer (default: the recipe's)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: 24")
+    parser.add_argument("--limit-train", type=int, metavar="N", help="train on N images (default: all)")
+    parser.add_argument("--val-split", type=int, metavar="N", help="training images to hold out (default: 5000)")
+    parser.add_argument("--runs", type=int, metavar="N", help="seeds at each learning rate (default: 3)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="seeds of the range test (default: 3)")
+    parser.add_argument("--iters", type=int, metavar="N", help="steps of a range test (default: 118)")
+    parser.add_argument("--factors", type=numbers, metavar="F,...", help=f"default: {','.join(map(str, FACTORS))}")
+    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=True, help="default: on")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA, where there is a C++ compiler"
+    )
+    parser.add_argument("--no-training", action="store_true", help="judge what --json holds with today's rules")
+    parser.add_argument("--tuned-on", metavar="SETTING,...", help="mark these, on which the rules were tuned")
+    parser.add_argument("--picture", type=Path, metavar="PATH", help="draw the accuracies and the rules' rates")
+    options = parser.parse_args()
+    defaults = {"data": "cifar10", "epochs": 24, "limit_train": None, "val_split": 5000, "batch_size": "512"}
+    defaults |= {"runs": 3, "repeats": 3, "iters": RangeTestOptions().iters, "factors": FACTORS}
+    for name, default in (defaults | (QUICK if options.quick else {})).items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    if options.compile is None:
+        options.compile = resolve_device(options.device).type == "cuda" and has_compiler()
+    for name in ("runs", "repeats"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
+    if min(options.factors) <= 0:
+        raise UserError("--factors must be positive numbers")
+    if options.no_training and not (options.json and options.json.exists()):
+        raise UserError("--no-training needs a --json that a sweep has written")
+    return options
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def settings(options: argparse.Namespace) -> list[TrainOptions]:
+    """Each combination of the lists, checked."""
+    lists = {
+        "data": options.data.split(","),
+        "batch_size": listed(options.batch_size, int, "--batch-size"),
+        "weight_decay": listed(options.weight_decay, float, "--weight-decay"),
+    }
+    if options.width is not None:
+        lists["width"] = listed(options.width, int, "--width")
+    common = {name: getattr(options, name) for name in ("data_dir", "epochs", "limit_train", "val_split", "amp")}
+    common |= {"compile": options.compile, "device": options.device}
+    chosen = [
+        known(TrainOptions, **common, **dict(zip(lists, values, strict=True)))
+        for values in itertools.product(*lists.values())
+    ]
+    RangeTestOptions(iters=options.iters).check()
+    for setting in chosen:  # better refused now than after hours
+        setting.check()
+        count_classes(setting.data)
+    return chosen
+
+
+def listed(text: str, kind: Callable[[str], Any], flag: str) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{flag} {text!r} must be numbers with commas between them") from error
+
+
+def known(kind: type, **values: Any) -> Any:
+    """An options object; a value that it has no field for is refused."""
+    missing = values.keys() - {field.name for field in dataclasses.fields(kind)}
+    if missing:
+        raise UserError(f"--{min(missing)}: this version has no such option")
+    return kind(**values)
+
+
+def read_rows(path: Path | None) -> dict[str, Any]:
+    """What a sweep has written to `path`; no rows where there is no such file.
+
+    Raises:
+        UserError: it is not a sweep's.
+    """
+    if path is None or not path.exists():
+        return {"rows": []}
+    contents = read(path)
+    needed = {"setting", "options", "curves", "center", "runs"}
+    rows = contents.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
+        raise UserError(f"{path} was not written by bench.lr_sweep; choose another --json")
+    return contents
+
+
+def name_of(setting: TrainOptions) -> str:
+    """A setting in a word or three, without commas and without a path of this machine."""
+    words = [Path(setting.data).name, f"b{setting.batch_size}"]
+    if setting.weight_decay:
+        words.append(f"wd{setting.weight_decay:g}")
+    if "width" in setting.explicit:
+        words.append(f"w{setting.width}")
+    return " ".join(words)
+
+
+def row_of(setting: TrainOptions, iters: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of this setting, a new one where there is none.
+
+    Raises:
+        UserError: there is one, of trainings that cannot be compared with these.
+    """
+    options = {name: getattr(setting, name, None) for name in CONDITIONS} | {"iters": iters}
+    options["data"] = Path(setting.data).name
+    name = name_of(setting)
+    for row in rows:
+        if row["setting"] == name:
+            for key, value in options.items():
+                if row["options"].get(key) != value:
+                    flag = "--" + key.replace("_", "-")
+                    raise UserError(
+                        f"{name}: --json holds runs with {flag} {row['options'].get(key)}, not {value}; "
+                        "choose another file"
+                    )
+            return row
+    rows.append({"setting": name, "options": options, "curves": [], "center": None, "runs": []})
+    return rows[-1]
+
+
+def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace, save: Callable[[], None]) -> None:
+    """Does what is missing in `row`; `save` is called after each part of it."""
+    curves = [seed for seed in range(options.repeats) if seed not in {one["seed"] for one in row["curves"]}]
+    done = {(run["factor"], run["seed"]) for run in row["runs"]}
+    runs = [one for one in itertools.product(range(options.runs), options.factors) if one[::-1] not in done]
+    if not curves and not runs:
+        return
+    torch.compiler.reset()  # torch stops compiling a function that it has seen with too many networks
+    workspace = assemble(setting)
+    for seed in curves:
+        row["curves"].append({"seed": seed} | curve(workspace, seed, options.iters))
+        save()
+    if row["center"] is None:
+        row["center"] = read_curves(row["curves"])["rates"].get(OURS)
+    if row["center"] is None:
+        tqdm.write(f"{row['setting']}: no suggestion; {row['curves'][0]['failed']}")
+        return
+    parts = workspace.parts(row["center"])
+    for count, (seed, factor) in enumerate(runs, start=1):
+        one = setting.replace(seed=seed, lr_max=factor * row["center"])
+        run = {"factor": factor, "seed": seed, "lr_max": one.lr_max} | train_once(workspace, parts, one)
+        row["runs"].append(run)
+        save()
+        how = "diverged" if run["diverged"] else f"{run['val_accuracy']:.2%}"
+        tqdm.write(
+            f"{row['setting']}: {count}/{len(runs)}, seed {seed}, LRMAX {one.lr_max:.3g} ({factor:g} x): {how}, "
+            f"{run['seconds']:.1f} s"
+        )
+
+
+def curve(workspace: Workspace, seed: int, iters: int) -> dict[str, Any]:
+    """`lrs` and `losses` of a range test, or why it `failed`."""
+    eager = dataclasses.replace(workspace, options=workspace.options.replace(compile=False))
+    alone = {"repeats": 1} if any(field.name == "repeats" for field in dataclasses.fields(RangeTestOptions)) else {}
+    try:
+        result = sweep(eager, seed, RangeTestOptions(iters=iters, **alone))
+    except UserError as error:
+        return {"failed": str(error)}
+    return {"lrs": list(result.lrs), "losses": list(result.losses)}
+
+
+def mark_tuned(rows: Sequence[dict[str, Any]], names: str | None) -> None:
+    """Marks the rows that `names` lists, and only them; without `names` all stay as they are."""
+    if names is None:
+        return
+    chosen = set(names.split(","))
+    if unknown := chosen - {row["setting"] for row in rows}:
+        there = ", ".join(row["setting"] for row in rows)
+        raise UserError(f"--tuned-on: there is no setting {min(unknown)!r}; there are {there}")
+    for row in rows:
+        row["tuned_on"] = row["setting"] in chosen
+
+
+def save(options: argparse.Namespace, contents: dict[str, Any]) -> None:
+    if options.json:
+        write_json(options.json, contents)
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    from bench.sweep_picture import draw_rows
+
+    draw_rows(path, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
