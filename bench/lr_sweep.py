@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bench.commands import python_command
 from bench.files import read, write_json
 from bench.measure import arguments, environment, header, print_table
 from bench.rules import COLUMNS, OURS, judged, read_curves
@@ -57,7 +58,9 @@ def main() -> None:
     contents = read_rows(options.json)
     if not options.no_training:
         chosen = [(setting, row_of(setting, options.iters, contents["rows"])) for setting in settings(options)]
-        contents |= {"environment": environment(resolve_device(options.device))}
+        contents["environment"] = environment(resolve_device(options.device))
+        contents["command"] = python_command("-m bench.lr_sweep", sys.argv[1:])
+        mark_tuned(contents["rows"], options.tuned_on)  # better refused now than after hours
         for setting, row in chosen:
             fill(row, setting, options, lambda: save(options, contents))
     contents["rows"] = [judged(row) for row in contents["rows"]]
@@ -130,7 +133,12 @@ def settings(options: argparse.Namespace) -> list[TrainOptions]:
         for values in itertools.product(*lists.values())
     ]
     RangeTestOptions(iters=options.iters).check()
-    for setting in chosen:  # better refused now than after hours
+    names = [name_of(setting) for setting in chosen]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"two settings are called {max(names, key=names.count)!r}; give each once, and under its own name"
+        )
+    for setting in chosen:
         setting.check()
         count_classes(setting.data)
     return chosen

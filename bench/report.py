@@ -24,9 +24,7 @@ In the README each of the tables stands between two lines of its own, and nothin
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -35,6 +33,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bench.commands import python_command
 from bench.files import read, write, write_json
 from bench.measure import environment
 from bench.tables import accuracy_block, bench_block
@@ -154,10 +153,8 @@ def run_bench(bench: str, arguments: Sequence[str]) -> dict[str, Any] | None:
 
 
 def command_line(bench: str, arguments: Sequence[str]) -> str:
-    """What to type for the same measurement; a path of this machine would say nothing to others."""
-    variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("OMP_")]
-    words = [("ARCHIVE" if os.path.isfile(word) else "FOLDER") if os.sep in word else word for word in arguments]
-    return " ".join([*variables, shlex.join(["python", "-m", f"bench.{bench}", *words])])
+    """What to type for the same measurement."""
+    return python_command(f"-m bench.{bench}", arguments)
 
 
 def add_run(options: argparse.Namespace, folder: Path) -> None:
