@@ -27,30 +27,25 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
 from bench.commands import python_command
-from bench.files import read, write_json
+from bench.files import write_json
 from bench.measure import arguments, environment, header, print_table
-from bench.rules import COLUMNS, OURS, judged, read_curves
-from bench.trial import train_once
-from fast_cifar.assembly import Workspace, assemble
+from bench.rules import COLUMNS, judged
+from bench.sweep_picture import draw_rows
+from bench.sweep_rows import fill, mark_tuned, name_of, read_rows, row_of
+from bench.tables import filled
 from fast_cifar.datasets import count_classes
 from fast_cifar.errors import UserError, run_script
-from fast_cifar.lr_finder import sweep
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.runtime import has_compiler, resolve_device
 
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 QUICK = {"data": "synthetic", "epochs": 2, "limit_train": 128, "val_split": 100, "batch_size": "16"}
 QUICK |= {"runs": 1, "repeats": 1, "iters": 40, "factors": (0.25, 1.0, 4.0, 16.0)}
-# What makes two trainings, or two range tests, comparable.
-CONDITIONS = ("data", "batch_size", "weight_decay", "width", "epochs", "limit_train", "val_split", "amp")
 
 
 def main() -> None:
@@ -67,11 +62,10 @@ def main() -> None:
     mark_tuned(contents["rows"], options.tuned_on)
     save(options, contents)
     title = f"{header(contents['environment'])}\nregrets in percentage points of validation accuracy"
-    cells = [[column.text(row) for column in COLUMNS] for row in contents["rows"]]
-    shown = [i for i in range(len(COLUMNS)) if any(line[i] for line in cells)]
-    print_table(title, [COLUMNS[i].title for i in shown], [[line[i] for i in shown] for line in cells])
+    columns, cells = filled(COLUMNS, contents["rows"])
+    print_table(title, [column.title for column in columns], cells)
     if options.picture:
-        draw(options.picture, contents["rows"])
+        draw_rows(options.picture, contents["rows"])
 
 
 def parse() -> argparse.Namespace:
@@ -159,117 +153,9 @@ def known(kind: type, **values: Any) -> Any:
     return kind(**values)
 
 
-def read_rows(path: Path | None) -> dict[str, Any]:
-    """What a sweep has written to `path`; no rows where there is no such file.
-
-    Raises:
-        UserError: it is not a sweep's.
-    """
-    if path is None or not path.exists():
-        return {"rows": []}
-    contents = read(path)
-    needed = {"setting", "options", "curves", "center", "runs"}
-    rows = contents.get("rows")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
-        raise UserError(f"{path} was not written by bench.lr_sweep; choose another --json")
-    return contents
-
-
-def name_of(setting: TrainOptions) -> str:
-    """A setting in a word or three, without commas and without a path of this machine."""
-    words = [Path(setting.data).name, f"b{setting.batch_size}"]
-    if setting.weight_decay:
-        words.append(f"wd{setting.weight_decay:g}")
-    if "width" in setting.explicit:
-        words.append(f"w{setting.width}")
-    return " ".join(words)
-
-
-def row_of(setting: TrainOptions, iters: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of this setting, a new one where there is none.
-
-    Raises:
-        UserError: there is one, of trainings that cannot be compared with these.
-    """
-    options = {name: getattr(setting, name, None) for name in CONDITIONS} | {"iters": iters}
-    options["data"] = Path(setting.data).name
-    name = name_of(setting)
-    for row in rows:
-        if row["setting"] == name:
-            for key, value in options.items():
-                if row["options"].get(key) != value:
-                    flag = "--" + key.replace("_", "-")
-                    raise UserError(
-                        f"{name}: --json holds runs with {flag} {row['options'].get(key)}, not {value}; "
-                        "choose another file"
-                    )
-            return row
-    rows.append({"setting": name, "options": options, "curves": [], "center": None, "runs": []})
-    return rows[-1]
-
-
-def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace, save: Callable[[], None]) -> None:
-    """Does what is missing in `row`; `save` is called after each part of it."""
-    curves = [seed for seed in range(options.repeats) if seed not in {one["seed"] for one in row["curves"]}]
-    done = {(run["factor"], run["seed"]) for run in row["runs"]}
-    runs = [one for one in itertools.product(range(options.runs), options.factors) if one[::-1] not in done]
-    if not curves and not runs:
-        return
-    torch.compiler.reset()  # torch stops compiling a function that it has seen with too many networks
-    workspace = assemble(setting)
-    for seed in curves:
-        row["curves"].append({"seed": seed} | curve(workspace, seed, options.iters))
-        save()
-    if row["center"] is None:
-        row["center"] = read_curves(row["curves"])["rates"].get(OURS)
-    if row["center"] is None:
-        tqdm.write(f"{row['setting']}: no suggestion; {row['curves'][0]['failed']}")
-        return
-    parts = workspace.parts(row["center"])
-    for count, (seed, factor) in enumerate(runs, start=1):
-        one = setting.replace(seed=seed, lr_max=factor * row["center"])
-        run = {"factor": factor, "seed": seed, "lr_max": one.lr_max} | train_once(workspace, parts, one)
-        row["runs"].append(run)
-        save()
-        how = "diverged" if run["diverged"] else f"{run['val_accuracy']:.2%}"
-        tqdm.write(
-            f"{row['setting']}: {count}/{len(runs)}, seed {seed}, LRMAX {one.lr_max:.3g} ({factor:g} x): {how}, "
-            f"{run['seconds']:.1f} s"
-        )
-
-
-def curve(workspace: Workspace, seed: int, iters: int) -> dict[str, Any]:
-    """`lrs` and `losses` of a range test, or why it `failed`."""
-    eager = dataclasses.replace(workspace, options=workspace.options.replace(compile=False))
-    alone = {"repeats": 1} if any(field.name == "repeats" for field in dataclasses.fields(RangeTestOptions)) else {}
-    try:
-        result = sweep(eager, seed, RangeTestOptions(iters=iters, **alone))
-    except UserError as error:
-        return {"failed": str(error)}
-    return {"lrs": list(result.lrs), "losses": list(result.losses)}
-
-
-def mark_tuned(rows: Sequence[dict[str, Any]], names: str | None) -> None:
-    """Marks the rows that `names` lists, and only them; without `names` all stay as they are."""
-    if names is None:
-        return
-    chosen = set(names.split(","))
-    if unknown := chosen - {row["setting"] for row in rows}:
-        there = ", ".join(row["setting"] for row in rows)
-        raise UserError(f"--tuned-on: there is no setting {min(unknown)!r}; there are {there}")
-    for row in rows:
-        row["tuned_on"] = row["setting"] in chosen
-
-
 def save(options: argparse.Namespace, contents: dict[str, Any]) -> None:
     if options.json:
         write_json(options.json, contents)
-
-
-def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    from bench.sweep_picture import draw_rows
-
-    draw_rows(path, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import lr_sweep
+from bench import lr_sweep, sweep_rows
 from bench.rules import COLUMNS, RULES, judged, read_curves
 from fast_cifar.errors import UserError, run_script
 from fast_cifar.lr_curve import smooth, suggest
@@ -32,8 +32,8 @@ class Sweep:
         self.root, self.monkeypatch, self.calls = root, monkeypatch, []
         self.json, self.broken_after, self.diverging_from, self.bottoms = root / "sweep.json", None, math.inf, {}
         self.data = write_class_folder(root / "pets")
-        monkeypatch.setattr(lr_sweep, "sweep", self.range_test)
-        monkeypatch.setattr(lr_sweep, "train_once", self.train_once)
+        monkeypatch.setattr(sweep_rows, "sweep", self.range_test)
+        monkeypatch.setattr(sweep_rows, "train_once", self.train_once)
 
     def range_test(self, workspace, seed, test):
         self.calls.append(("range test", seed, test.iters, workspace.options.compile))
