@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.regret import fit, regrets
-from bench.tables import Column, percent, value
+from bench.tables import Column, machine, markdown, percent, value
 from fast_cifar.lr_curve import Suggestion, smooth, suggest
 
 Row = Mapping[str, Any]
@@ -118,3 +118,10 @@ COLUMNS = [
     *(Column(rule, regret_text(rule)) for rule in RULES if rule != OURS),
     Column("trainings", runs_text),
 ]
+
+
+def sweep_block(contents: Row) -> str:
+    """The Markdown of one file of results; a sweep that was interrupted is judged by what it has."""
+    rows = [row if "rates" in row else judged(row) for row in contents["rows"]]
+    command = [f"`{contents['command']}`"] if "command" in contents else []
+    return " · ".join([*machine(contents["environment"]), *command]) + "\n\n" + markdown(COLUMNS, rows)
