@@ -24,8 +24,9 @@ from fast_cifar.errors import UserError
 from fast_cifar.lr_finder import sweep
 from fast_cifar.options import RangeTestOptions, TrainOptions
 
-# What makes two trainings, or two range tests, comparable.
-CONDITIONS = ("data", "batch_size", "weight_decay", "width", "epochs", "limit_train", "val_split", "amp")
+# What makes two trainings of a setting, or two range tests, comparable; its name says the rest.
+CONDITIONS = ("epochs", "limit_train", "val_split", "amp")
+IN_THE_NAME = ("batch_size", "weight_decay", "width")
 
 
 def read_rows(path: Path | None) -> dict[str, Any]:
@@ -60,8 +61,7 @@ def row_of(setting: TrainOptions, iters: int, rows: list[dict[str, Any]]) -> dic
     Raises:
         UserError: there is one, of trainings that cannot be compared with these.
     """
-    options = {name: getattr(setting, name, None) for name in CONDITIONS} | {"iters": iters}
-    options["data"] = Path(setting.data).name
+    options = {name: getattr(setting, name) for name in CONDITIONS} | {"iters": iters}
     name = name_of(setting)
     for row in rows:
         if row["setting"] == name:
@@ -73,6 +73,8 @@ def row_of(setting: TrainOptions, iters: int, rows: list[dict[str, Any]]) -> dic
                         "choose another file"
                     )
             return row
+    options |= {"data": Path(setting.data).name}
+    options |= {key: getattr(setting, key) for key in IN_THE_NAME if hasattr(setting, key)}
     rows.append({"setting": name, "options": options, "curves": [], "center": None, "runs": []})
     return rows[-1]
 
