@@ -19,49 +19,60 @@ In the README each of the tables stands between two lines of its own, and nothin
 
     <!-- bench.report: training -->        or augmentation, end_to_end, accuracy
     <!-- bench.report: end -->
+
+docs/recipe.md, where there is one, has tables of bench/results/ablations and bench/results/lr_sweeps in the same way: a
+line `<!-- bench.ablation: NAME -->` or `<!-- bench.lr_sweep: NAME -->`, and one with `end` in the place of NAME.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bench.commands import python_command
+from bench.files import read, write, write_json
+from bench.markers import marked, with_blocks
 from bench.measure import environment
+from bench.paired import ablation_block
+from bench.rules import sweep_block
 from bench.tables import accuracy_block, bench_block
 from fast_cifar.command_line import Parser
 from fast_cifar.errors import UserError, run_script
-from fast_cifar.files import atomic_write
 from fast_cifar.run_folder import RunFolder
 from fast_cifar.runtime import resolve_device
 
 BENCHES = ("augmentation", "training", "end_to_end")
 RESULTS = Path(__file__).resolve().parent / "results"
+DOCS_TABLES = {  # which folder of results a table is made of, how, and what each of its rows must have
+    "ablation": ("ablations", ablation_block, "words"),
+    "lr_sweep": ("lr_sweeps", sweep_block, "curves"),
+}
 README = Path(__file__).resolve().parent.parent / "README.md"
-MARKER = re.compile(r"^<!-- bench\.report: (\w+) -->[ \t]*\r?$", re.MULTILINE)
+DOCS = Path("docs") / "recipe.md"  # beside the README
 
 
 def main() -> None:
     options = parse()
     results, readme = places(options)
-    if readme:
-        rewritten(readme, results)  # better refused now than after minutes of measuring
+    tables = {readme: rewritten} if readme else {}
+    if readme and (docs := readme.parent / DOCS).is_file():
+        tables[docs] = rewritten_docs
+    for path, make in tables.items():
+        make(path, results)  # better refused now than after minutes of measuring
     complete = True
     if options.add_run:
         add_run(options, results / "runs")
     elif not options.readme_only:
         complete = measure(options, results)
-    if readme:
-        write(readme, rewritten(readme, results))
+    for path, make in tables.items():
+        write(path, make(path, results))
     if not complete:
         raise SystemExit(1)
 
@@ -155,10 +166,8 @@ def run_bench(bench: str, arguments: Sequence[str]) -> dict[str, Any] | None:
 
 
 def command_line(bench: str, arguments: Sequence[str]) -> str:
-    """What to type for the same measurement; a path of this machine would say nothing to others."""
-    variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("OMP_")]
-    words = [("ARCHIVE" if os.path.isfile(word) else "FOLDER") if os.sep in word else word for word in arguments]
-    return " ".join([*variables, shlex.join(["python", "-m", f"bench.{bench}", *words])])
+    """What to type for the same measurement."""
+    return python_command(f"-m bench.{bench}", arguments)
 
 
 def add_run(options: argparse.Namespace, folder: Path) -> None:
@@ -201,49 +210,35 @@ def rewritten(readme: Path, results: Path) -> str:
         if not (contents.get("command") and contents.get("summaries")):
             raise UserError(f'{path} must hold a "command" and its "summaries"; --add-run writes such a file')
     blocks["accuracy"] = accuracy_block(list(runs.values()))
-    text = readme.read_bytes().decode()
-    for name, block in blocks.items():
-        start, end = between_markers(text, name, readme)
-        text = text[:start] + (f"\n{block}\n\n" if block else "") + text[end:]
-    return text
+    return with_blocks(readme, {("report", name): block for name, block in blocks.items()})
 
 
-def between_markers(text: str, name: str, readme: Path) -> tuple[int, int]:
-    """Where the block `name` starts and ends in `text`: after the line of its marker, before that of the end."""
-    markers = list(MARKER.finditer(text))
-    starts = [i for i, marker in enumerate(markers) if marker[1] == name]
-    begin, end = (f"<!-- bench.report: {word} -->" for word in (name, "end"))
-    if len(starts) != 1:
-        raise UserError(f"{readme} must have one line {begin}, and a line {end} after it; it has {len(starts)}")
-    start, *others = markers[starts[0] :]
-    if not others or others[0][1] != "end":
-        raise UserError(f"{readme} has no line {end} that belongs to its line {begin}; add it")
-    return start.end() + 1, others[0].start()
+def rewritten_docs(document: Path, results: Path) -> str:
+    """The document with a table for each marker that names a file in `results`.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or a marker has no end.
+    """
+    blocks = {}
+    for program, name in marked(document):
+        if program in DOCS_TABLES:
+            folder, block, key = DOCS_TABLES[program]
+            path = results / folder / f"{name}.json"
+            if not path.is_file():
+                raise UserError(
+                    f"{document} has a table of {path}, which is not there; python -m bench.{program} makes it"
+                )
+            contents = read(path)
+            rows = contents.get("rows")
+            if "environment" not in contents or not rows or not all(key in row for row in rows):
+                raise UserError(f"{path} was not written by bench.{program}; make it anew or delete it")
+            blocks[program, name] = block(contents)
+    return with_blocks(document, blocks)
 
 
 def slug(text: str) -> str:
     """`cpu-avx512-2-threads` of "cpu (AVX512, 2 threads)"."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def read(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: it is no JSON; mend it or delete it") from error
-    if not isinstance(contents, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; mend it or delete it")
-    return contents
-
-
-def write_json(path: Path, contents: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 if __name__ == "__main__":

@@ -28,14 +28,20 @@ def value(key: str, text: Callable[[Any], str] = str) -> Callable[[Row], str]:
     return lambda row: "" if row.get(key) is None else text(row[key])
 
 
+def filled(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[list[Column], list[list[str]]]:
+    """The columns that are not empty in every row, and the texts of each row in them."""
+    texts = [[column.text(row) for row in rows] for column in columns]
+    kept = [i for i, column in enumerate(texts) if any(column)]
+    return [columns[i] for i in kept], [[texts[i][k] for i in kept] for k in range(len(rows))]
+
+
 def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """A table without the columns that are empty in every row."""
-    cells = {column: [column.text(row).replace("|", "\\|") for row in rows] for column in columns}
-    cells = {column: texts for column, texts in cells.items() if any(texts)}
+    columns, cells = filled(columns, rows)
     lines = [
-        [column.title for column in cells],
-        ["---" if column.words else "---:" for column in cells],
-        *zip(*cells.values(), strict=True),
+        [column.title for column in columns],
+        ["---" if column.words else "---:" for column in columns],
+        *([text.replace("|", "\\|") for text in line] for line in cells),
     ]
     return "\n".join(f"| {' | '.join(line)} |".replace("  |", " |") for line in lines)
 
@@ -170,13 +176,18 @@ def all_seeds(rows: Sequence[Row]) -> Row:
     return aggregate(rows) | {"seeds": rows, "peak_memory_bytes": highest}
 
 
-def caption(section: Row) -> str:
-    """The conditions of a measurement and the command that makes it, in one line."""
-    where = section["environment"]
+def machine(where: Row) -> list[str]:
+    """The machine and the day of a measurement."""
     parts = [f"**{where['device']}**", f"torch {where['torch']}"]
     if "threads" not in where["device"]:
         parts.append(f"{where['threads']} threads")
-    parts += [day(where["when"]), f"`{section['command']}`"]
+    return [*parts, day(where["when"])]
+
+
+def caption(section: Row) -> str:
+    """The conditions of a measurement and the command that makes it, in one line."""
+    where = section["environment"]
+    parts = [*machine(where), f"`{section['command']}`"]
     parts += [text.format(where[key]) for key, text in CONDITIONS.items() if where.get(key) is not None]
     repeats = {row["repeats"] for row in section["rows"] if "repeats" in row}
     if repeats:

@@ -30,7 +30,7 @@ def aggregate(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return result | {"runs": accuracies, "n": n, "mean": mean, "std": std, "interval": interval}
 
 
-def t_quantile(freedom: int, probability: float = 0.975) -> float:
+def t_quantile(freedom: float, probability: float = 0.975) -> float:
     """The value below which Student's t with `freedom` >= 1 degrees of freedom falls with `probability` in (0.5, 1).
 
     With t = sqrt(freedom) * tan(angle) its density becomes cos(angle) ** (freedom - 1), which is easily summed.
@@ -40,3 +40,19 @@ def t_quantile(freedom: int, probability: float = 0.975) -> float:
     mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
     angle = np.interp(2 * probability - 1, mass / mass[-1], angles)
     return float(np.sqrt(freedom) * np.tan(angle))
+
+
+def t_probability(t: float, freedom: float) -> float:
+    """How often Student's t with `freedom` >= 1 degrees of freedom lies at least as far from 0 as `t`: two-sided p.
+
+    The density is that of `t_quantile`; the tail is summed by itself, so that a small p keeps its digits.
+    """
+    far = np.arctan(abs(t) / np.sqrt(freedom))
+    tail, middle = (_area(freedom, *ends) for ends in ((far, np.pi / 2), (0.0, far)))
+    return tail / (tail + middle)
+
+
+def _area(freedom: float, start: float, end: float) -> float:
+    """The integral of cos(angle) ** (freedom - 1)."""
+    heights = np.cos(np.linspace(start, end, 200_001)) ** (freedom - 1)
+    return float((heights.sum() - (heights[0] + heights[-1]) / 2) * (end - start) / 200_000)

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from bench import report
-from bench.report import between_markers, command_line, slug
+from bench.markers import between_markers
+from bench.report import command_line, slug
 from fast_cifar import train
 from fast_cifar.errors import UserError, run_script
 from tests.conftest import silent
