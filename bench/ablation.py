@@ -184,7 +184,7 @@ def fill(row: dict[str, Any], recipe: Recipe, runs: int, save: Callable[[], None
     torch.compiler.reset()  # torch stops compiling a function that it has seen with too many networks
     options = recipe.options.resolved()
     workspace = assemble(options)
-    parts = workspace.parts(options.lr_max)
+    parts = workspace.parts(options.lr_max, options.ema)
     for seed in seeds:
         run = {"seed": seed} | train_once(workspace, parts, options.replace(seed=seed))
         row["runs"].append(run)

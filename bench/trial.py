@@ -27,8 +27,8 @@ def train_once(workspace: Workspace, parts: Parts, options: TrainOptions) -> dic
         options: those of the workspace but for seed and learning rates.
 
     Returns:
-        `val_accuracy` and `train_accuracy` of the last epoch, `seconds` of training, and `diverged`: the loss became
-        infinite or NaN. Then both accuracies are those of a blind guess.
+        `val_accuracy`, `val_loss` and `train_accuracy` of the last epoch, `seconds` of training, and `diverged`: the loss
+        became infinite or NaN. Then both accuracies are those of a blind guess, and there is no `val_loss`.
 
     Raises:
         UserError: the run is too short for a cycle, or the memory too small.
@@ -58,12 +58,14 @@ def train_once(workspace: Workspace, parts: Parts, options: TrainOptions) -> dic
             if not math.isfinite(tally.loss):
                 break
         seconds = time.perf_counter() - started
-        held_out = evaluate(parts.model, parts.eval_loaders["val"], workspace.precision, tta=options.tta)
+        with parts.answering():
+            held_out = evaluate(parts.model, parts.eval_loaders["val"], workspace.precision, tta=options.tta)
     if not (math.isfinite(tally.loss) and math.isfinite(held_out.loss)):
         chance = 1 / len(workspace.data.classes)
         return {"val_accuracy": chance, "train_accuracy": chance, "seconds": seconds, "diverged": True}
     return {
         "val_accuracy": held_out.accuracy,
+        "val_loss": held_out.loss,
         "train_accuracy": tally.accuracy,
         "seconds": seconds,
         "diverged": False,

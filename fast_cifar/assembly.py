@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +79,13 @@ class Workspace:
     def optimizer(self, model: CustomResNet, lr: float) -> Optimizer:
         return make_optimizer(model, lr, self.options.weight_decay)
 
-    def parts(self, lr: float) -> Parts:
-        """All that trains and tests, for a run with any seed; torch's random state is as before."""
+    def parts(self, lr: float, ema: float = 0.0) -> Parts:
+        """All that trains and tests, for a run with any seed; torch's random state is as before.
+
+        Args:
+            lr: of the optimiser.
+            ema: decay of the running average of the weights; 0: without one.
+        """
         options = self.options
         loader = self.train_loader(options.seed)
         eval_loaders = {"test": self.eval_loader(self.data.test, loader)}
@@ -88,7 +94,7 @@ class Workspace:
         with torch.random.fork_rng(devices=[]):
             model = self.network()
         optimizer = self.optimizer(model, lr)
-        average = WeightAverage(model, options.ema) if options.ema else None
+        average = WeightAverage(model, ema) if ema else None
         step = TrainStep(
             model,
             optimizer,
@@ -119,6 +125,10 @@ class Parts:
     average: WeightAverage | None
     step: TrainStep
     first_scale: dict[str, Any]
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Inside, the network has the weights to answer with: their average, where there is one."""
+        return nullcontext() if self.average is None else self.average.in_the_network()
 
     def start_over(self, workspace: Workspace, seed: int) -> None:
         """New weights, from torch's random state as it is now, an empty optimiser, and the pictures in `seed`'s order.

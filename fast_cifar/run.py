@@ -6,7 +6,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +66,9 @@ class Run:
         folder: RunFolder,
         log: Callable[[str], None],
     ) -> None:
-        self.workspace, self.options, self.folder, self.log = workspace, options, folder, log
+        self.workspace, self.parts, self.options, self.folder, self.log = workspace, parts, options, folder, log
         self.loader, self.eval_loaders = parts.loader, parts.eval_loaders
-        self.model, self.average, self.step = parts.model, parts.average, parts.step
+        self.model, self.step = parts.model, parts.step
         total, peak = cycle_steps(options, len(self.loader))
         self.multiplier = one_cycle(total, peak, options.lr_min, options.lr_max)
         self.state = RunState(workspace, parts, options, folder, self.multiplier, log)
@@ -197,9 +196,8 @@ class Run:
     def _evaluate(self, split: str) -> Evaluation:
         loader = self.eval_loaders[split]
         alone = self.world.size == 1
-        averaged = nullcontext() if self.average is None else self.average.in_the_network()
         self.world.share_buffers(self.model)
-        with averaged:
+        with self.parts.answering():
             self.world.share_buffers(self.model)  # each process averages its own
             return evaluate(
                 self.model,

@@ -101,7 +101,7 @@ def _train(workspace: Workspace, options: TrainOptions, folder: RunFolder, log: 
     reset_peak_memory(workspace.device)
     try:
         with enough_memory(options.batch_size):
-            return train_some(workspace, workspace.parts(options.lr_max), options, folder, log)
+            return train_some(workspace, workspace.parts(options.lr_max, options.ema), options, folder, log)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; what is done is saved, to go on: python run_train.py --resume {folder.path}"

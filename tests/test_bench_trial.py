@@ -11,6 +11,7 @@ from bench import trial
 from bench.trial import train_once
 from fast_cifar import train
 from fast_cifar.assembly import assemble
+from fast_cifar.run_folder import RunFolder
 from tests.conftest import silent
 
 
@@ -19,14 +20,17 @@ def options(quick):
     return quick(val_split=8, epochs=3, lr_max=0.01, seed=4)
 
 
-def test_it_reaches_what_train_reaches_whatever_its_parts_have_trained_before(options, tmp_path, small_network):
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_it_reaches_what_train_reaches_whatever_its_parts_have_trained_before(options, ema, tmp_path, small_network):
+    options = options.replace(ema=ema)
     workspace = assemble(options)
-    parts = workspace.parts(0.5)
+    parts = workspace.parts(0.5, ema)
     train_once(workspace, parts, options.replace(seed=1, lr_max=0.3))
     result = train_once(workspace, parts, options)
     summary = train(options.replace(out=str(tmp_path), name="a"), log=silent)
     assert result["val_accuracy"] == summary["val_accuracy"]
     assert result["train_accuracy"] == summary["train_accuracy"]
+    assert result["val_loss"] == RunFolder(tmp_path / "a").history()[-1]["val_loss"]
     assert not result["diverged"]
 
 
