@@ -27,7 +27,7 @@ def train_once(workspace: Workspace, parts: Parts, options: TrainOptions) -> dic
         options: those of the workspace but for seed and learning rates.
 
     Returns:
-        `val_accuracy`, `val_loss` and `train_accuracy` of the last epoch, `seconds` of training, and `diverged`: the loss
+        `val_accuracy`, `val_loss` and `train_accuracy` of the last epoch, `seconds` of training, `diverged`: the loss
         became infinite or NaN. Then both accuracies are those of a blind guess, and there is no `val_loss`.
 
     Raises:
