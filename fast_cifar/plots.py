@@ -137,7 +137,7 @@ def range_test(
         axes.set_xscale("log")
         axes.plot(lrs, losses, color=FAINT, linewidth=1, label="loss of each step")
         axes.plot(lrs, smoothed, color=BLUE, label="smoothed loss")
-        limits = _visible_losses(losses, smoothed)
+        limits = visible_losses(losses, smoothed)
         axes.set_ylim(limits)
         for name, marker, size, colour in POINTS:
             lr = getattr(suggestion, name)
@@ -228,7 +228,7 @@ def _shade_interval(axes: Axes, lr_min: float, lr_max: float) -> None:
         axes.text(lr, 1.015, f"{name} {lr:.3g}", ha=side, **text)
 
 
-def _visible_losses(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
+def visible_losses(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
     """Limits that show the descent and the turn: an early spike and the divergence run out of the picture."""
     raw, smooth = np.array(losses, dtype=float), np.array(smoothed, dtype=float)
     finite = np.isfinite(raw) & np.isfinite(smooth)
