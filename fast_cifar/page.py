@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from fast_cifar import plots
 from fast_cifar.grids import plain
@@ -38,13 +38,13 @@ a {{ color: inherit; }}
 .headline strong {{ font-size: 2rem; line-height: 1.2; white-space: nowrap; }}
 .quiet {{ color: var(--quiet); }}
 .alarm {{ color: var(--alarm); font-weight: 600; }}
-dl {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: 0.75rem 1.5rem; }}
+dl {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.75rem 1.5rem; }}
 dt {{ color: var(--quiet); font-size: 0.875rem; }}
 dd {{ margin: 0; }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem; }}
 figure {{ margin: 0; min-width: 0; break-inside: avoid; }}
 .charts figure {{ max-width: 40rem; }}
-figcaption {{ font-size: 0.9375rem; }}
+figcaption {{ margin-bottom: 0.25rem; }}
 .chart {{ display: block; width: 100%; height: auto; }}
 .chart text {{ fill: var(--ink); font-size: 13px; }}
 .chart .grid {{ stroke: var(--rule); stroke-width: 1; }}
@@ -59,7 +59,10 @@ figcaption {{ font-size: 0.9375rem; }}
 .purple {{ stroke: var(--purple); fill: var(--purple); }}
 .orange {{ stroke: var(--orange); fill: var(--orange); }}
 .faint {{ stroke: var(--quiet); fill: var(--quiet); opacity: 0.6; }}
-.legend {{ list-style: none; display: flex; flex-wrap: wrap; gap: 0.125rem 1.25rem; margin: 0.25rem 0; padding: 0; }}
+.legend {{
+  list-style: none; display: flex; flex-wrap: wrap; gap: 0.125rem 1.25rem; margin: 0.25rem 0; padding: 0;
+  font-size: 0.9375rem;
+}}
 .key {{ width: 2rem; height: 0.75rem; margin-right: 0.375rem; vertical-align: middle; }}
 .scroll {{ overflow-x: auto; max-width: 100%; }}
 table {{ border-collapse: collapse; margin: 0.5rem 0; font-variant-numeric: tabular-nums; }}
@@ -73,7 +76,10 @@ summary {{ cursor: pointer; padding: 0.25rem 0; }}
 .picture {{ margin: 1.5rem 0; }}
 .picture img {{ display: block; width: auto; height: auto; max-width: 100%; background: #fff; }}
 code {{ font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: 0.9375em; }}
-@media (max-width: 48rem) {{ .picture img {{ max-width: none; width: 56rem; }} }}
+@media (max-width: 48rem) {{
+  .picture img {{ max-width: none; width: 56rem; }}
+  .chart text {{ font-size: 15px; }}
+}}
 @media print {{
   :root {{ color-scheme: light; --paper: #fff; --panel: #eee; --ink: #000; --quiet: #444; --rule: #bbb; }}
   body {{ max-width: none; padding: 0; font-size: 10pt; }}
@@ -118,7 +124,12 @@ def escape(text: str) -> Markup:
 
 
 def table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], label: str, *, numbers: bool = True, changed: Sequence[int] = ()
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    label: str,
+    *,
+    words: Container[int] = (),
+    changed: Container[int] = (),
 ) -> Markup:
     """A table that scrolls inside a box of its own.
 
@@ -126,15 +137,14 @@ def table(
         head: one text a column.
         rows: as many cells each; the first is the row's heading.
         label: what the table is, read aloud.
-        numbers: all but the first column are aligned to the right.
+        words: indices of the columns, besides the first, that hold no numbers and are aligned to the left.
         changed: indices of the rows to emphasise.
     """
-    kind = "number" if numbers else None
-    kinds = [None] + [kind] * (len(head) - 1)
+    kinds = [None if column == 0 or column in words else "number" for column in range(len(head))]
     titles = [tag("th", text, scope="col", class_=kind) for text, kind in zip(head, kinds, strict=True)]
     body = []
     for index, (first, *rest) in enumerate(rows):
-        cells = [tag("td", cell, class_=kind) for cell in rest]
+        cells = [tag("td", cell, class_=kind) for cell, kind in zip(rest, kinds[1:], strict=True)]
         body.append(tag("tr", tag("th", first, scope="row"), *cells, class_="changed" if index in changed else None))
     whole = tag("table", tag("thead", tag("tr", *titles)), tag("tbody", *body))
     return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex=0)

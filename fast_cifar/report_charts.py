@@ -9,7 +9,7 @@ from typing import Any
 from fast_cifar.page import Markup, tag
 from fast_cifar.plots import visible_losses
 from fast_cifar.records import Record, number
-from fast_cifar.svg import COLOURS, DASHES, Axis, Band, Line, Marker, chart, legend, round_step
+from fast_cifar.svg import COLOURS, DASHES, DOT, Axis, Band, Line, Marker, chart, legend, round_step
 
 SPLITS = (
     ("train", "training", "blue", None),
@@ -80,7 +80,7 @@ def range_test_chart(test: Mapping[str, Any], found: Mapping[str, Any]) -> Marku
         lr = _positive(found.get(name))
         if lr is not None and low <= lr <= high:
             markers.append(Marker(lr, _at(lr, lrs, smoothed), colour, f"{name}: learning rate {lr:.3g}"))
-            entries.append((f"{name} {lr:.3g}", colour, None))
+            entries.append((f"{name} {lr:.3g}", colour, DOT))
     band = None
     if len(ends) == 2 and ends[0] <= ends[1]:
         band = Band(*ends, "green", (f"LRMIN {ends[0]:.3g}", f"LRMAX {ends[1]:.3g}"))
@@ -137,7 +137,7 @@ def _schedule_chart(record: Record) -> Markup:
     lines = [Line(corners, "blue")] if corners else []
     markers = [Marker(*point, "vermillion", tip) for point, tip in zip(points, tips, strict=True)]
     entries = [("one cycle", "blue", None)] if corners else []
-    entries.append(("last step of each epoch", "vermillion", "0.1 8"))
+    entries.append(("last step of each epoch", "vermillion", DOT))
     y = _axis_from_zero("learning rate", [lr for _, lr in [*points, *corners]])
     words = f"Learning rate against the epochs: up to {y.high / 1.1:.3g} and down again."
     return _figure("One cycle", words, _epoch_axis(record.epochs), y, lines, entries, markers)
@@ -166,7 +166,7 @@ def _figure(
     band: Band | None = None,
 ) -> Markup:
     picture = chart(title, description, x, y, lines, markers, band)
-    return tag("figure", picture, tag("figcaption", tag("strong", title), legend(entries)))
+    return tag("figure", tag("figcaption", tag("strong", title)), picture, legend(entries))
 
 
 def _epoch_axis(epochs: int) -> Axis:
@@ -180,7 +180,7 @@ def _axis_from_zero(label: str, values: Sequence[float]) -> Axis:
 
 def _accuracy_axis(values: Sequence[float]) -> Axis:
     """From a round value below the lowest accuracy to 100 %."""
-    lowest = max(0.0, min(values, default=0.0) - 2)
+    lowest = min(max(0.0, min(values, default=0.0) - 2), 98.0)
     step = round_step((100 - lowest) / 5)
     return Axis("accuracy (%)", min(step * math.floor(lowest / step), 100 - step), 100)
 

@@ -27,7 +27,7 @@ def comparison(records: Sequence[Record], names: Sequence[str]) -> list[Markup]:
     curves = comparison_chart(trained, titles)
     return [
         tag("h2", "Comparison"),
-        _results(numbered),
+        *_results(numbered),
         *([tag("div", curves, class_="charts")] if curves else []),
         *_differences(trained, titles),
     ]
@@ -42,26 +42,32 @@ def differing(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _results(numbered: Sequence[tuple[int, Record, str]]) -> Markup:
-    head = ["run", "data", "epochs", "n", "test accuracy", "training accuracy", "images/sec", "training time", "device"]
+def _results(numbered: Sequence[tuple[int, Record, str]]) -> list[Markup]:
+    head = ["run", "test accuracy", "n", "epochs", "training accuracy", "images/sec", "training time", "data", "device"]
     rows = []
     for index, record, name in numbered:
-        unfinished, summary = state(record), record.summary or {}
+        summary, planned = record.summary, text(record.config.get("epochs"))
+        epochs = f"{len(record.history)} of {planned}" if summary is None and not record.several else planned
         rows.append(
             (
                 tag("a", name, href=f"#run-{index}"),
-                text(record.data),
-                text(record.config.get("epochs")),
+                accuracy(record),
                 str(len(record.accuracies) if record.several else 1),
-                accuracy(record) + (f" ({unfinished})" if unfinished else ""),
+                epochs,
                 percent(record.measured("train_accuracy")),
                 count(record.measured("images_per_second")),
-                seconds(summary.get("seconds")),
-                text(summary.get("device", record.config.get("device"))),
+                seconds((summary or {}).get("seconds")),
+                text(record.data),
+                text((summary or record.config).get("device")),
             )
         )
+    unfinished = [f"{name} is {state(record)}." for _, record, name in numbered if state(record)]
     note = "Test accuracy of the last epoch; with n > 1 seeds the mean ± half its 95 % confidence interval."
-    return tag("div", table(head, rows, "results of every run"), tag("p", note, class_="quiet"))
+    return [
+        table(head, rows, "results of every run", words=(7, 8)),
+        tag("p", note, class_="quiet"),
+        *(tag("p", line, class_="alarm") for line in unfinished),
+    ]
 
 
 def _differences(records: Sequence[Record], names: Sequence[str]) -> list[Markup]:
@@ -76,4 +82,4 @@ def _differences(records: Sequence[Record], names: Sequence[str]) -> list[Markup
         for option in options
     ]
     title = "Options in which they differ"
-    return [tag("h3", title), table(["option", *names], rows, title, numbers=False)]
+    return [tag("h3", title), table(["option", *names], rows, title, words=range(len(names) + 1))]

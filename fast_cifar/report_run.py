@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ def _shown(value: Any, pattern: str, scale: float = 1) -> str:
 
 def text(value: Any) -> str:
     """Any value of a JSON file as a word or two."""
-    if value is None or value == "" or value == []:
+    if value is None or value == "" or value == [] or (isinstance(value, float) and not math.isfinite(value)):
         return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -95,7 +96,7 @@ def state(record: Record) -> str | None:
     if record.several:
         done = sum(seed.summary is not None for seed in record.seeds)
         return f"not finished: {done} of {text(record.config.get('runs'))} seeds are done"
-    return f"not finished: {len(record.history)} of {record.epochs} epochs are done"
+    return f"not finished: {len(record.history)} of {text(record.config.get('epochs'))} epochs are done"
 
 
 def facts(record: Record) -> list[Markup]:
@@ -249,7 +250,7 @@ def _configuration(record: Record) -> list[Markup]:
         if name not in FILLED_IN and (name not in defaults or value != defaults[name])
     ]
     note = tag("p", "Options that differ from their defaults stand out.", class_="quiet")
-    return [note, table(["option", "value", "default"], rows, "configuration", numbers=False, changed=changed)]
+    return [note, table(["option", "value", "default"], rows, "configuration", words=(1, 2), changed=changed)]
 
 
 def default_config(record: Record) -> dict[str, Any]:
@@ -280,4 +281,4 @@ def _environment(record: Record) -> list[Markup]:
     }
     mean = [tag("p", f"Times and images/sec are means over {len(record.accuracies)} seeds.", class_="quiet")]
     rows: Sequence[Sequence[str]] = list(known.items())
-    return [*(mean if record.several else []), table(["what", "value"], rows, "environment", numbers=False)]
+    return [*(mean if record.several else []), table(["what", "value"], rows, "environment", words=(1,))]

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from fast_cifar.page import Markup, tag
 
 WIDTH, HEIGHT = 420, 270  # units, of which a text is 13 high: still legible on a phone
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 26, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 30, 44
 ROW = 17  # units: one row of texts above the axes
 MANY = 200  # points of a line, above which they have no dots: the table has their values
 
 # Names of the style sheet's colours, and dashes: together they tell twenty lines apart.
 COLOURS = ("blue", "vermillion", "green", "purple", "orange")
 DASHES = (None, "7 4", "7 3 2 3", "2 3")
+DOT = "dot"  # in a legend, instead of a dash
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def chart(
 
 
 def legend(entries: Sequence[tuple[str, str, str | None]]) -> Markup:
-    """What the lines are: (text, colour, dash) of each. It wraps, so that texts of any length never overlap."""
+    """What the lines are: (text, colour, dash or DOT) of each. It wraps, so that texts of any length never overlap."""
     return tag("ul", *(tag("li", _key(colour, dash), text) for text, colour, dash in entries), class_="legend")
 
 
@@ -204,17 +205,22 @@ def _dot(frame: _Frame, point: tuple[float, float], colour: str, radius: int, to
 
 
 def _key(colour: str, dash: str | None) -> Markup:
-    line = tag("line", x1=1, x2=31, y1=6, y2=6, class_=colour, stroke_dasharray=dash)
-    return tag("svg", line, class_="key", viewBox="0 0 32 12", aria_hidden="true")
+    if dash == DOT:
+        shape = tag("circle", cx=16, cy=6, r=5, class_=colour)
+    else:
+        shape = tag("line", x1=1, x2=31, y1=6, y2=6, class_=colour, stroke_dasharray=dash)
+    return tag("svg", shape, class_="key", viewBox="0 0 32 12", aria_hidden="true")
 
 
 def _decades(low: float, high: float) -> list[tuple[float, str]]:
-    """1e-6, 1e-5, ...; where fewer than three of them fit, 2 and 5 times these, too."""
+    """1e-6, 1e-5, ...; where fewer than three of them fit, multiples of these, too; at last the ends themselves."""
     powers = range(math.floor(math.log10(low) - 1e-9), math.ceil(math.log10(high) + 1e-9) + 1)
     for factors in ((1,), (1, 2, 5), range(1, 10)):
         values = [(float(f"{factor}e{power}"), f"{factor}e{power}") for power in powers for factor in factors]
         inside = [(value, text) for value, text in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
         if len(inside) >= 3:
             break
+    if len(inside) < 2:
+        return [(low, f"{low:.3g}"), (high, f"{high:.3g}")]
     every = -(-len(inside) // 8)
     return inside[::every]
