@@ -28,7 +28,7 @@ STYLE = f"""
 html {{ -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }}
 body {{
   margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
 }}
 h1, h2, h3, p, li, dd {{ overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.75rem; line-height: 1.2; margin: 0.5rem 0; }}
@@ -68,6 +68,7 @@ figcaption {{ margin-bottom: 0.25rem; }}
 table {{ border-collapse: collapse; margin: 0.5rem 0; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 0.25rem 0.75rem; border-bottom: 1px solid var(--rule); text-align: left; white-space: nowrap; }}
 th {{ font-weight: 600; }}
+tbody th:has(a) {{ white-space: normal; overflow-wrap: anywhere; min-width: 11rem; }}
 thead th {{ background: var(--panel); }}
 td.number, th.number {{ text-align: right; }}
 tr.changed {{ background: var(--panel); font-weight: 600; }}
@@ -82,7 +83,8 @@ code {{ font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospac
 }}
 @media print {{
   :root {{ color-scheme: light; --paper: #fff; --panel: #eee; --ink: #000; --quiet: #444; --rule: #bbb; }}
-  body {{ max-width: none; padding: 0; font-size: 10pt; }}
+  html {{ font-size: 10pt; }}
+  body {{ max-width: none; padding: 0; }}
   h2, h3 {{ break-after: avoid; }}
   tr {{ break-inside: avoid; }}
   .charts {{ grid-template-columns: 1fr 1fr; }}

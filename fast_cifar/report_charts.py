@@ -135,7 +135,8 @@ def _schedule_chart(record: Record) -> Markup:
     points, corners = series(single, "lr"), cycle(single)
     tips = [f"epoch {epoch}: learning rate {lr:.3g} in its last step" for epoch, lr in points]
     lines = [Line(corners, "blue")] if corners else []
-    markers = [Marker(*point, "vermillion", tip) for point, tip in zip(points, tips, strict=True)]
+    radius = 4 if len(points) <= 40 else 1
+    markers = [Marker(*point, "vermillion", tip, radius) for point, tip in zip(points, tips, strict=True)]
     entries = [("one cycle", "blue", None)] if corners else []
     entries.append(("last step of each epoch", "vermillion", DOT))
     y = _axis_from_zero("learning rate", [lr for _, lr in [*points, *corners]])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fast_cifar.page import Markup, tag
 
 WIDTH, HEIGHT = 420, 270  # units, of which a text is 13 high: still legible on a phone
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 30, 44
+LEFT, RIGHT, TOP, BOTTOM = 70, 16, 30, 44
 ROW = 17  # units: one row of texts above the axes
 MANY = 200  # points of a line, above which they have no dots: the table has their values
 
@@ -80,6 +80,7 @@ class Marker:
     y: float
     colour: str
     tooltip: str
+    radius: int = 5
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def chart(
     window = f"{LEFT} {top} {frame.width} {frame.height}"
     parts.append(tag("svg", *curves, viewBox=window, **box))
     dots = [dot for line in lines for dot in _dots(frame, line)]
-    points = [_dot(frame, (marker.x, marker.y), marker.colour, 5, marker.tooltip) for marker in markers]
+    points = [_dot(frame, (marker.x, marker.y), marker.colour, marker.radius, marker.tooltip) for marker in markers]
     return tag("svg", *parts, *dots, *points, class_="chart", role="img", viewBox=f"0 0 {WIDTH} {HEIGHT}")
 
 

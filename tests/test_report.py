@@ -89,7 +89,7 @@ def history(epochs: int, splits: tuple[str, ...] = ("train", "test"), seed: int 
         row: dict = {"epoch": epoch, "lr": float(rng.uniform(1e-4, 3e-3))}
         for split in splits:
             row |= {f"{split}_loss": float(rng.uniform(0.1, 3)), f"{split}_accuracy": float(rng.uniform(0.3, 1))}
-        row |= {"images_per_second": float(rng.uniform(1e4, 2e4)), "seconds": 2.5, "evaluation_seconds": 0.5}
+        row |= {"images_per_second": float(rng.uniform(1e5, 2e5)), "seconds": 2.5, "evaluation_seconds": 0.5}
         rows.append(row)
     return rows
 
@@ -303,7 +303,7 @@ def test_the_curves_lead_back_to_the_history_by_the_ticks(tmp_path, title, metri
 def test_the_speed_leads_back_to_the_history_by_the_ticks(run_folder):
     rows = history(6)
     chart = figure(page(run_folder), "Speed").one("svg", "chart")
-    assert_same(drawn(chart, "blue"), [(row["epoch"], row["images_per_second"]) for row in rows], 20)
+    assert_same(drawn(chart, "blue"), [(row["epoch"], row["images_per_second"]) for row in rows], 200)
 
 
 def test_the_cycle_climbs_from_its_first_step_to_the_peak_and_comes_back(tmp_path):
@@ -477,7 +477,7 @@ def test_an_unfinished_run_shows_what_there_is(tmp_path):
     assert len(drawn(figure(root, "Loss").one("svg", "chart"), "blue")) == 3
     chart = figure(root, "Loss").one("svg", "chart")
     right = max(float(line["x2"]) for line in chart.all("line", "axis"))
-    assert scale(chart, "x")(right) == pytest.approx(24)  # the axis has room for what is to come
+    assert scale(chart, "x")(right) == pytest.approx(24, abs=0.01)  # the axis has room for what is to come
 
 
 def test_a_run_that_has_just_begun_shows_its_configuration(tmp_path):
