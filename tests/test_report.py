@@ -632,6 +632,7 @@ DAMAGE = {
     "summary.json": [b"", b"[]", b'{"test_accuracy": "high"}'],
     "metrics.jsonl": [b"{\n", b'{"epoch": 2}\n', b'{"epoch": 1}\n{\n{"epoch": 2}\n', b'{"epoch": "<b>"}\n'],
     "lrfind.json": [
+        b'{"lrs": [0], "losses": [1], "smoothed": [1]}',
         b"{}",
         b'{"lrs": [1], "losses": [1, 2], "smoothed": [1]}',
         b'{"lrs": 1, "losses": 1, "smoothed": 1}',
