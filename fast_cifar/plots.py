@@ -158,7 +158,7 @@ def range_test(
         for seed_lrs, seed_smoothed in seeds if len(seeds) <= LINES_UP_TO else ():
             axes.plot(seed_lrs, seed_smoothed, color=BLUE, linewidth=1, alpha=0.35, label="_one seed")
         axes.plot(lrs, smoothed, color=BLUE, label=f"smoothed loss{whose}")
-        ranges = [_visible_losses(losses, smoothed), *(_visible_losses(one, one) for _, one in seeds)]
+        ranges = [visible_losses(losses, smoothed), *(visible_losses(one, one) for _, one in seeds)]
         limits = min(low for low, _ in ranges), max(high for _, high in ranges)
         axes.set_ylim(limits)
         for name, marker, size, colour in POINTS:
@@ -265,7 +265,7 @@ def _write_foot(figure: Figure, notes: Sequence[str]) -> None:
     figure.supxlabel("\n".join(lines), x=0.02, **look)
 
 
-def _visible_losses(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
+def visible_losses(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
     """Limits that show the descent and the turn: an early spike and the divergence run out of the picture."""
     raw, smooth = np.array(losses, dtype=float), np.array(smoothed, dtype=float)
     finite = np.isfinite(raw) & np.isfinite(smooth)

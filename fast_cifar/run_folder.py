@@ -119,6 +119,22 @@ class RunFolder:
     def write_range_test(self, contents: Mapping[str, Any]) -> None:
         self._write("lrfind.json", contents)
 
+    def range_test(self) -> dict[str, Any] | None:
+        """The contents of `lrfind.json`, its three lists sound and of one length; None where no rates were looked for.
+
+        Raises:
+            UserError: `lrfind.json` is damaged.
+        """
+        path, remedy = self / "lrfind.json", "delete it, and measure again with run_lrfind.py"
+        if not path.is_file():
+            return None
+        test = _read_object(path, remedy)
+        lists = [test.get(name) for name in ("lrs", "losses", "smoothed")]
+        whole = all(isinstance(values, list) and values and all(map(_is_number, values)) for values in lists)
+        if not whole or len({len(values) for values in lists}) != 1 or not all(lr > 0 for lr in lists[0]):
+            raise UserError(f"{path} is damaged: lrs, losses and smoothed are not as many numbers; {remedy}")
+        return test
+
     def history(self) -> list[dict[str, Any]]:
         """One dictionary for each epoch that is done, in order. A line cut short by a kill ends the history.
 
