@@ -38,7 +38,8 @@ from fast_cifar.assembly import assemble
 from fast_cifar.command_line import parse
 from fast_cifar.datasets import count_classes
 from fast_cifar.errors import UserError, run_script
-from fast_cifar.options import TrainOptions, flag_of
+from fast_cifar.option_fields import flag_of
+from fast_cifar.options import TrainOptions
 from fast_cifar.runtime import resolve_device
 
 BASE = "base"

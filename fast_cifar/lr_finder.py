@@ -21,7 +21,8 @@ from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, failure
 from fast_cifar.lr_repeats import RangeTest, RepeatedRangeTest, combined, read
 from fast_cifar.lr_sweep import held_out_loss, sweep_losses
 from fast_cifar.memory import enough_memory
-from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
+from fast_cifar.option_fields import flag_of
+from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.run_folder import RunFolder, check_new, new_path
 from fast_cifar.runtime import describe_device, recording_gradients, reproducible, resolve_precision
 from fast_cifar.schedules import SWEEPS

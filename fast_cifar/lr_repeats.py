@@ -10,7 +10,7 @@ import numpy as np
 
 from fast_cifar.aggregate import t_quantile
 from fast_cifar.lr_curve import Suggestion, divergence, rises_first, smooth, suggest
-from fast_cifar.options import HIGHEST_RATE
+from fast_cifar.option_fields import HIGHEST_RATE
 
 DISAGREEMENT = 2.0  # highest LRMAX over the lowest above which the seeds disagree
 

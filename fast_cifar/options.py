@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Self
 
 from fast_cifar.errors import UserError
+from fast_cifar.option_fields import HIGHEST_RATE, Options, flag_of, option, plain
 
 SIZE = 32  # pixels: the pictures the network takes
-LOWEST_RATE, HIGHEST_RATE = 1e-12, 1e6
 HIGHEST_WIDTH = 1024
 DEFAULT_LR_MAX = 0.003
 LR_MIN_DIVISOR = 100  # LRMIN, where it is not given, is LRMAX over this
@@ -21,8 +19,6 @@ LR_MIN_DIVISOR = 100  # LRMIN, where it is not given, is LRMAX over this
 MACHINE = frozenset(
     {"device", "compile", "amp", "amp_dtype", "channels_last", "data", "data_dir", "mirror", "checkpoint_steps"}
 )
-
-PATHS = frozenset({"data", "data_dir", "out", "resume", "eval_only"})
 
 SPEEDRUN = {
     "epochs": 15,
@@ -44,31 +40,18 @@ DEMO = {
 }
 
 
-def option(group: str, default: Any, help: str, **argparse_keywords: Any) -> Any:
-    """A dataclass field that is a command-line option too; `argparse_keywords` go to `add_argument`."""
-    return field(default=default, metadata={"group": group, "help": help, "keywords": argparse_keywords})
-
-
-def flag_of(name: str) -> str:
-    """The option on the command line that sets the field `name`."""
-    return "--no-" + name.replace("_", "-") if name in ("flip", "channels_last") else "--" + name.replace("_", "-")
-
-
 @dataclass(frozen=True)
-class CommonOptions:
-    """What training and the range test have in common.
-
-    `given` names the options that the user set. None stands for those that differ from their defaults: that is how
-    a notebook sets them.
-    """
+class CommonOptions(Options):
+    """What training and the range test have in common."""
 
     data: str = option(
         "data",
         "cifar10",
         "cifar10, cifar100, synthetic, a folder with train/<class>/*.png|jpg and test/<class>/*, "
         "or the official cifar-10-python.tar.gz (or -100) wherever it lies",
+        path=True,
     )
-    data_dir: str = option("data", "data", "where downloads and decoded caches are kept", metavar="DIR")
+    data_dir: str = option("data", "data", "where downloads and decoded caches are kept", path=True, metavar="DIR")
     mirror: tuple[str, ...] = option(
         "data",
         (),
@@ -120,23 +103,8 @@ class CommonOptions:
     device: str = option("machine", "auto", "auto, cpu, cuda, cuda:N or mps")
     channels_last: bool = option("machine", True, "keep the network in NCHW memory order (slower)")
     deterministic: bool = option("machine", False, "use only algorithms that repeat bit for bit (slower)")
-    out: str = option("output", "runs", "the folder of run folders", metavar="DIR")
+    out: str = option("output", "runs", "the folder of run folders", path=True, metavar="DIR")
     name: str | None = option("output", None, "the run folder's name (default: the data and the time)", metavar="NAME")
-    given: frozenset[str] | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def explicit(self) -> frozenset[str]:
-        """Names of the options the user set."""
-        if self.given is not None:
-            return self.given
-        return frozenset(f.name for f in _options(self) if getattr(self, f.name) != f.default)
-
-    def replace(self, **changes: Any) -> Self:
-        return dataclasses.replace(self, **changes)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every option by name, ready for JSON and for a checkpoint."""
-        return {f.name: _plain(getattr(self, f.name)) for f in _options(self)}
 
     def check(self) -> None:
         """Refuses what no data and no machine could make right.
@@ -144,51 +112,22 @@ class CommonOptions:
         Raises:
             UserError: naming the option and its range.
         """
-        self._check_types()
+        self.check_types()
         for name in ("batch_size", "limit_train", "limit_test", "val_split"):
-            self._check_count(name)
-        self._check_count("width", most=HIGHEST_WIDTH)
-        self._check_count("seed", 0, 2**62)
-        self._check_count("padding", 0, SIZE - 1)
+            self.check_count(name)
+        self.check_count("width", most=HIGHEST_WIDTH)
+        self.check_count("seed", 0, 2**62)
+        self.check_count("padding", 0, SIZE - 1)
         if not 0 <= self.cutout <= SIZE:
             raise UserError(f"--cutout {self.cutout} must lie in 0..{SIZE}, the side of a picture")
         for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{flag_of(name)} {getattr(self, name)} must lie in [0, 1)")
+            self.check_share(name)
         if self.alternate_flips and not self.flip:
             raise UserError("--alternate-flips mirrors pictures and --no-flip does not; choose one")
         if not 0 <= self.weight_decay <= HIGHEST_RATE:
             raise UserError(f"--weight-decay {self.weight_decay} must lie in 0..{HIGHEST_RATE:g}")
-        for name, choices in _choices(self).items():
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise UserError(f"{flag_of(name)} {value!r} must be one of {', '.join(choices)}")
         if self.name is not None and not _is_folder_name(self.name):
             raise UserError(f"--name {self.name!r} must be a plain folder name; --out says where it goes")
-
-    def _check_types(self) -> None:
-        hints = get_type_hints(type(self))
-        for f in _options(self):
-            value, kinds = getattr(self, f.name), _kinds(hints[f.name], f.name in PATHS)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise UserError(f"{flag_of(f.name)} {value!r} is of the wrong type")
-            if f.name in PATHS and value is not None and not _is_path(value):
-                raise UserError(f"{flag_of(f.name)} {value!r} cannot be the name of a file or a folder")
-        for url in self.mirror:
-            if not isinstance(url, str):
-                raise UserError(f"--mirror {url!r} is of the wrong type")
-
-    def _check_count(self, name: str, least: int = 1, most: int = 10**9) -> None:
-        value = getattr(self, name)
-        if value is not None and value < least:
-            raise UserError(f"{flag_of(name)} {value} must be at least {least}")
-        if value is not None and value > most:
-            raise UserError(f"{flag_of(name)} {value} must be at most {most}")
-
-    def _check_rate(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not LOWEST_RATE <= value <= HIGHEST_RATE:
-            raise UserError(f"{flag_of(name)} {value} must be a positive number, {LOWEST_RATE:g} to {HIGHEST_RATE:g}")
 
 
 @dataclass(frozen=True)
@@ -230,8 +169,8 @@ class TrainOptions(CommonOptions):
     tta: bool = option(
         "output", False, "test-time augmentation: average the answers for a picture and its mirror image"
     )
-    resume: str | None = option("what to do", None, "go on with an interrupted run", metavar="RUN_FOLDER")
-    eval_only: str | None = option("what to do", None, "test a checkpoint and stop", metavar="CHECKPOINT")
+    resume: str | None = option("what to do", None, "go on with an interrupted run", path=True, metavar="RUN_FOLDER")
+    eval_only: str | None = option("what to do", None, "test a checkpoint and stop", path=True, metavar="CHECKPOINT")
     summary: bool = option("what to do", False, "print the network layer by layer and stop")
     preset: str | None = option(
         "what to do",
@@ -248,12 +187,11 @@ class TrainOptions(CommonOptions):
     def check(self) -> None:
         super().check()
         for name in ("epochs", "peak_epoch", "runs", "eval_every"):
-            self._check_count(name, most=10_000)
-        self._check_count("checkpoint_steps")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"--ema {self.ema} must lie in [0, 1)")
+            self.check_count(name, most=10_000)
+        self.check_count("checkpoint_steps")
+        self.check_share("ema")
         for name in ("lr_max", "lr_min"):
-            self._check_rate(name)
+            self.check_rate(name)
         if self.peak_epoch is not None and self.peak_epoch >= self.epochs:
             raise UserError(f"--peak-epoch {self.peak_epoch} must be below --epochs {self.epochs}")
         if self.demo and self.preset:
@@ -286,7 +224,7 @@ class TrainOptions(CommonOptions):
         Raises:
             UserError: an option of the recipe was given and differs from the run's, or `saved` lacks one.
         """
-        recipe = {f.name for f in _options(self)} - MACHINE - {"resume"}
+        recipe = {f.name for f in self.option_fields()} - MACHINE - {"resume"}
         unresolved = {"lr_max", "lr_min"} | ({"peak_epoch"} if saved.get("epochs") != 1 else set())
         for name in sorted(recipe):
             if name not in saved or (name in unresolved and saved[name] is None):
@@ -294,10 +232,10 @@ class TrainOptions(CommonOptions):
                 raise UserError(f"{path} is damaged: it does not say its {name}; restore it, or begin a new run")
         changed = self.explicit & MACHINE
         for name in sorted(self.explicit - changed - {"resume"}):
-            mine, theirs = _plain(getattr(self, name)), saved.get(name)
+            mine, theirs = plain(getattr(self, name)), saved.get(name)
             if mine != theirs:
                 raise UserError(f"{flag_of(name)}: the run has {theirs}, not {mine}; leave it out to go on")
-        kept = {f.name for f in _options(self)} - changed - {"resume"}
+        kept = {f.name for f in self.option_fields()} - changed - {"resume"}
         values = {name: value for name, value in saved.items() if name in kept}
         if isinstance(values.get("mirror"), list):  # JSON knows no tuples
             values["mirror"] = tuple(values["mirror"])
@@ -327,43 +265,14 @@ class RangeTestOptions(CommonOptions):
     def check(self) -> None:
         super().check()
         for name in ("lr_start", "lr_end"):
-            self._check_rate(name)
+            self.check_rate(name)
         if self.lr_start >= self.lr_end:
             raise UserError(f"--lr-start {self.lr_start:g} must be below --lr-end {self.lr_end:g}")
-        self._check_count("iters", 10, 100_000)
-        self._check_count("repeats", most=100)
+        self.check_count("iters", 10, 100_000)
+        self.check_count("repeats", most=100)
         if self.loss_on == "val" and self.val_split is None:
             raise UserError("--loss-on val needs images that are held out: --val-split N")
 
 
-def _options(options: CommonOptions) -> list[dataclasses.Field]:
-    return [f for f in fields(options) if "help" in f.metadata]
-
-
-def _choices(options: CommonOptions) -> dict[str, tuple[str, ...]]:
-    keywords = {f.name: f.metadata["keywords"] for f in _options(options)}
-    return {name: words["choices"] for name, words in keywords.items() if "choices" in words}
-
-
-def _kinds(hint: Any, is_path: bool) -> tuple[type, ...]:
-    """The types that a field may have: an int will do for a float, a path for its text, a list for a tuple."""
-    also = {float: (float, int), str: (str, os.PathLike) if is_path else (str,), tuple: (tuple, list)}
-    kinds = get_args(hint) if get_origin(hint) is UnionType else (get_origin(hint) or hint,)
-    return tuple(kind for one in kinds for kind in also.get(one, (one,)))
-
-
-def _is_path(value: str | os.PathLike) -> bool:
-    try:
-        return b"\0" not in os.fsencode(value)
-    except UnicodeEncodeError:
-        return False
-
-
 def _is_folder_name(name: str) -> bool:
     return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\") and len(name) <= 100
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return list(value) if isinstance(value, tuple) else value

@@ -14,7 +14,8 @@ from fast_cifar.assembly import Parts, Workspace
 from fast_cifar.engine import Tally
 from fast_cifar.errors import UserError
 from fast_cifar.optimizer import load_state, make_scheduler
-from fast_cifar.options import MACHINE, SIZE, TrainOptions, flag_of
+from fast_cifar.option_fields import flag_of
+from fast_cifar.options import MACHINE, SIZE, TrainOptions
 from fast_cifar.run_folder import RunFolder
 from fast_cifar.runtime import random_state, set_random_state
 

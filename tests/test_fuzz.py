@@ -21,7 +21,7 @@ from fast_cifar import TrainOptions, checkpoint, predict, train
 from fast_cifar.datasets import load_dataset
 from fast_cifar.errors import UserError
 from fast_cifar.evaluation import evaluate_checkpoint
-from fast_cifar.options import flag_of
+from fast_cifar.option_fields import flag_of
 from tests import fake_cifar
 from tests.conftest import SmallNetwork, picture, rows, silent, stopped_at_check, write_class_folder
 
