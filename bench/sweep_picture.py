@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.rules import OURS, RULES, accuracies, fitted
 from fast_cifar.errors import UserError
-from fast_cifar.plots import BLUE, GREEN, ORANGE, PURPLE, STYLE, VERMILLION, matplotlib_available
+from fast_cifar.figures import BLUE, GREEN, ORANGE, PURPLE, STYLE, VERMILLION, matplotlib_available
 
 ACROSS, WIDE, HIGH = 3, 5.0, 3.8  # small pictures in a row; inches
 DEEP = 30  # percentage points below the top: what collapses runs out of the picture

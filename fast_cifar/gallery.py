@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fast_cifar import grids, plots
+from fast_cifar import figures, grids, plots
 from fast_cifar.assembly import Workspace
 from fast_cifar.augment import apply, draw
 from fast_cifar.custom_resnet import probabilities
@@ -28,7 +28,7 @@ def opening_pictures(folder: Path, workspace: Workspace, loader: DeviceLoader, l
     images, names = originals.images[:8], _names(originals.labels[:8], data.classes)
     views = torch.stack([_augmented(images, workspace, loader, view) for view in range(8)], dim=1)
     grids.augmented(folder / "augmented.png", images, views, names)
-    if plots.matplotlib_available():
+    if figures.matplotlib_available():
         plots.schedule(folder / "schedule.png", lrs, len(loader))
 
 
@@ -38,7 +38,7 @@ def closing_pictures(
     """misclassified.png and, with matplotlib, curves.png and confusion.png: what has come of it."""
     classes = workspace.data.classes
     truths, answers = evaluation.labels.cpu(), evaluation.logits.argmax(dim=1).cpu()
-    if plots.matplotlib_available():
+    if figures.matplotlib_available():
         plots.curves(folder / "curves.png", history, title)
         plots.confusion(folder / "confusion.png", confusion_matrix(truths, answers, len(classes)), classes)
     confidences = probabilities(evaluation.logits).amax(dim=1).cpu()

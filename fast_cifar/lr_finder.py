@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from fast_cifar import lr_repeats, plots
+from fast_cifar import figures, lr_repeats, range_test_plot
 from fast_cifar.assembly import Workspace, assemble, limited, loader_in_order
 from fast_cifar.engine import Batches
 from fast_cifar.errors import UserError
@@ -170,9 +170,9 @@ def _report(result: RepeatedRangeTest, options: RangeTestOptions) -> Iterator[st
 def write_range_test(folder: RunFolder, result: RepeatedRangeTest) -> None:
     """lrfind.json and, with matplotlib, lrfind.png."""
     folder.write_range_test(asdict(result))
-    if plots.matplotlib_available():
+    if figures.matplotlib_available():
         several = len(result.repeats) > 1
-        plots.range_test(
+        range_test_plot.range_test(
             folder / "lrfind.png",
             result.lrs,
             result.losses,

@@ -35,7 +35,7 @@ class Record:
 
     @property
     def several(self) -> bool:
-        return number(self.config.get("runs")) is not None
+        return _is_of_several(self.config)
 
     @property
     def only_range_test(self) -> bool:
@@ -95,7 +95,6 @@ def read(path: str | Path) -> Record:
     config = folder.config()
     if not {"data", "batch_size", "seed"} <= config.keys():
         raise UserError(f"{path} is not a run folder: its config.json does not hold the options of a run")
-    several = number(config.get("runs")) is not None
     return Record(
         name=folder.path.resolve().name,
         folder=folder,
@@ -103,7 +102,7 @@ def read(path: str | Path) -> Record:
         summary=folder.summary(),
         history=_history(folder),
         range_test=folder.range_test(),
-        seeds=tuple(map(read, _seed_folders(folder.path))) if several else (),
+        seeds=tuple(map(read, _seed_folders(folder.path))) if _is_of_several(config) else (),
     )
 
 
@@ -113,12 +112,20 @@ def number(value: Any) -> float | None:
     return value if sound and math.isfinite(value) else None
 
 
+def _is_of_several(config: Mapping[str, Any]) -> bool:
+    return number(config.get("runs")) is not None
+
+
 def _seed_folders(path: Path) -> list[Path]:
-    """run-1, run-2, ... in the order of their numbers; a folder without a configuration has not begun."""
+    """run-1, run-2, ... in the order of their numbers.
+
+    A folder without a configuration has not begun; one of several seeds is none: it may be a link to `path`.
+    """
     found = [
         (int(match[1]), child) for child in path.iterdir() if (match := re.fullmatch(r"run-(\d{1,5})", child.name))
     ]
-    return [child for _, child in sorted(found) if (child / "config.json").is_file()]
+    begun = [RunFolder(child) for _, child in sorted(found) if (child / "config.json").is_file()]
+    return [seed.path for seed in begun if not _is_of_several(seed.config())]
 
 
 def _history(folder: RunFolder) -> list[dict[str, Any]]:

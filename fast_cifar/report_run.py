@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
 from fast_cifar.errors import UserError
+from fast_cifar.formats import count, gibibytes, loss, percent, rate, seconds, text
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.page import UNKNOWN, Markup, table, tag
 from fast_cifar.records import Record, number
@@ -37,46 +37,6 @@ PICTURES = (
 
 # Filled in by the run itself: that they differ from the defaults says nothing about the recipe.
 FILLED_IN = frozenset({"name", "device", "amp_dtype"})
-
-
-def percent(value: Any) -> str:
-    return _shown(value, "{:.2f} %", 100)
-
-
-def count(value: Any) -> str:
-    return _shown(value, "{:,.0f}")
-
-
-def seconds(value: Any) -> str:
-    return _shown(value, "{:,.1f} s")
-
-
-def rate(value: Any) -> str:
-    return _shown(value, "{:.3g}")
-
-
-def loss(value: Any) -> str:
-    return _shown(value, "{:.4f}")
-
-
-def gibibytes(value: Any) -> str:
-    return _shown(value, "{:.2f} GiB", 2**-30)
-
-
-def _shown(value: Any, pattern: str, scale: float = 1) -> str:
-    known = number(value)
-    return UNKNOWN if known is None else pattern.format(scale * known)
-
-
-def text(value: Any) -> str:
-    """Any value of a JSON file as a word or two."""
-    if value is None or value == "" or value == [] or (isinstance(value, float) and not math.isfinite(value)):
-        return UNKNOWN
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(text, value))
-    return str(value)
 
 
 def accuracy(record: Record) -> str:

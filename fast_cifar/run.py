@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fast_cifar import checkpoint, console, gallery, plots
+from fast_cifar import checkpoint, console, figures, gallery
 from fast_cifar.assembly import Parts, Workspace
 from fast_cifar.custom_resnet import parameter_count
 from fast_cifar.engine import Evaluation, Tally, evaluate, train_epoch
@@ -83,7 +83,7 @@ class Run:
         self.history = self.world.from_main(self.folder.cut_history(self.state.epoch) if self.world.is_main else [])
         for line in console.opening_lines(workspace, options, describe_device(workspace.device), len(self.loader)):
             self.log(line)
-        if not plots.matplotlib_available():
+        if not figures.matplotlib_available():
             self.log(gallery.NO_MATPLOTLIB)
         compile_seconds = self._warm_up()
         started = time.perf_counter()

@@ -1,6 +1,8 @@
 """Small data and quick runs that several tests share."""
 
 import json
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fast_cifar import engine, train
+from fast_cifar import figures as figures_module
 from fast_cifar import run as run_module
 from fast_cifar.options import TrainOptions
 from fast_cifar.signals import Stopped, StopRequest
@@ -82,6 +85,28 @@ def quick(class_folder, tmp_path_factory):
         return TrainOptions(**defaults | changes)
 
     return options
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The figure of every picture that the test writes."""
+    seen = []
+    original = figures_module.picture
+
+    @contextmanager
+    def recording(*args):
+        with original(*args) as figure:
+            seen.append(figure)
+            yield figure
+
+    monkeypatch.setattr(figures_module, "picture", recording)
+    return seen
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    """Where to write a picture: its folder is empty."""
+    return tmp_path / "picture.png"
 
 
 def silent(line):

@@ -452,6 +452,13 @@ def test_seeds_come_in_the_order_of_their_numbers(tmp_path):
     assert names == [f"run-{k}" for k in range(1, 12)]
 
 
+def test_a_link_from_a_run_of_several_seeds_to_itself_is_no_seed(tmp_path):
+    folder = write_seeds(tmp_path / "a", [history(1, seed=seed) for seed in range(2)])
+    (folder / "run-3").symlink_to(folder)
+    names = [row[0] for row in cells(region(page(folder), "every seed's result"))[1:]]
+    assert names == ["run-1", "run-2"]
+
+
 def test_seeds_of_which_one_is_not_finished_have_no_mean_yet(tmp_path):
     folder = write_seeds(tmp_path / "a", [history(4, seed=seed) for seed in range(3)], finished=False)
     (folder / "run-3/summary.json").unlink()

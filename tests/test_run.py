@@ -170,7 +170,7 @@ def test_every_option_of_the_recipe_changes_the_run(small_network, quick, tmp_pa
 
 
 def test_without_matplotlib_a_run_says_so_and_draws_the_grids(small_network, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("fast_cifar.plots.matplotlib_available", lambda: False)
+    monkeypatch.setattr("fast_cifar.figures.matplotlib_available", lambda: False)
     lines = []
     train(quick(out=str(tmp_path), name="a", epochs=1), log=lines.append)
     assert sum("pip install matplotlib" in line for line in lines) == 1

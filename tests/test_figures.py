@@ -1,0 +1,78 @@
+"""What holds for every picture: it is whole, it leaves matplotlib as it was, and nothing needs matplotlib to start."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fast_cifar import figures as figures_module
+from fast_cifar import plots, range_test_plot
+from tests.drawings import CLASSES, SUGGESTION, assert_good, history, matrix, one_cycle, sweep
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+def test_matplotlib_is_found():
+    assert figures_module.matplotlib_available()
+
+
+def test_without_matplotlib_it_is_reported_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not figures_module.matplotlib_available()
+
+
+def test_nothing_reaches_out_of_a_picture(png, figures):
+    lrs, losses = sweep()
+    edge = SimpleNamespace(lr_min=lrs[0], lr_max=lrs[-1], steepest=1e-3, valley=1e-3, minimum=lrs[-1])
+    range_test_plot.range_test(png, lrs, losses, losses, edge)
+    plots.schedule(png, one_cycle(240, 238), 10)
+    plots.curves(png, history(24, ("train", "test", "val")), "title")
+    plots.confusion(png, matrix(20), ["a rather long name"] * 20)
+    for figure in figures:
+        box = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+
+
+def test_a_picture_that_fails_leaves_no_file(png):
+    with pytest.raises(ValueError, match="shape|dimension"):
+        range_test_plot.range_test(png, [1e-3, 1e-2], [1.0], [1.0], SUGGESTION)
+    assert not list(png.parent.iterdir())
+
+
+def test_settings_of_the_caller_are_neither_used_nor_changed(png):
+    lrs = one_cycle(240, 49)
+    plots.schedule(png, lrs, 10)
+    plain = png.read_bytes()
+    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 30}):
+        before = dict(matplotlib.rcParams)
+        plots.schedule(png, lrs, 10)
+        assert dict(matplotlib.rcParams) == before
+    assert png.read_bytes() == plain
+
+
+def test_drawing_never_imports_pyplot(png, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    lrs, losses = sweep()
+    plots.schedule(png, one_cycle(240, 49), 10)
+    plots.curves(png, history(3), "title")
+    plots.confusion(png, matrix(3), CLASSES[:3])
+    range_test_plot.range_test(png, lrs, losses, losses, SUGGESTION)
+    assert_good(png)
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(figures_module, "picture"), (plots, "schedule"), (range_test_plot, "visible_losses")],
+    ids=["figures", "plots", "range_test_plot"],
+)
+def test_the_module_can_be_imported_without_matplotlib(monkeypatch, module, function):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert runpy.run_path(module.__file__)[function]
