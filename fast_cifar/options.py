@@ -25,8 +25,6 @@ SPEEDRUN = {
     "ema": 0.99,
     "alternate_flips": True,
     "eval_every": 15,
-    "amp": True,
-    "compile": True,
 }
 
 DEMO = {
