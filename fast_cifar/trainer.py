@@ -55,15 +55,20 @@ def _start(options: TrainOptions, world: World, log: Log) -> dict[str, Any]:
     if world.is_main:
         check_new(new_path(options.out, options.name, options.data))
     workspace = assemble(options, world)
-    cycle_steps(options, len(workspace.data.train) // options.batch_size)
+    steps, _ = cycle_steps(options, len(workspace.data.train) // options.batch_size)
     found = None
     if options.find_lr:
-        alone = dataclasses.replace(workspace, world=World())
-        found = world.from_main(sweep(alone, options.seed, RangeTestOptions()) if world.is_main else None)
+        alone, test = dataclasses.replace(workspace, world=World()), RangeTestOptions()
+        found = world.from_main(sweep(alone, options.seed, test) if world.is_main else None)
         options = options.replace(lr_min=found.suggestion.lr_min, lr_max=found.suggestion.lr_max)
         log(f"range test: LRMIN {options.lr_min:.3g}, LRMAX {options.lr_max:.3g}")
         for warning in found.warnings:
             log(f"warning: {warning}")
+        if steps < test.iters:
+            log(
+                f"warning: a run of {steps} steps is shorter than the range test, and often wants a third of its LRMAX "
+                "(docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
+            )
     folder = RunFolder.create_new(options.out, options.name, options.data) if world.is_main else None
     folder = world.from_main(folder)
     options = options.replace(name=folder.path.name, **workspace.resolved_machine())

@@ -78,6 +78,16 @@ def test_find_lr_trains_at_the_rates_it_found(small_network, quick, tmp_path):
     assert {f"warning: {warning}" for warning in warnings} <= set(lines)
 
 
+@pytest.mark.parametrize(("epochs", "warned"), [(2, True), (40, False)])
+def test_find_lr_warns_of_a_run_that_is_shorter_than_the_range_test(
+    small_network, quick, tmp_path, monkeypatch, epochs, warned
+):
+    monkeypatch.setattr("fast_cifar.trainer._train", lambda *_: {})
+    lines = []
+    train(quick(out=str(tmp_path), name="a", lr_max=None, find_lr=True, epochs=epochs), log=lines.append)
+    assert any("steps is shorter than the range test" in line for line in lines) == warned
+
+
 def test_a_run_that_diverges_at_once_leaves_no_folder(small_network, quick, tmp_path):
     with pytest.raises(UserError, match="diverged in epoch 1"):
         train(quick(out=str(tmp_path), name="a", lr_max=1e6, weight_decay=1e6), log=silent)
