@@ -140,6 +140,7 @@ COLUMNS = {
         Column("data", value("data"), words=True),
         Column("epochs", value("epochs")),
         Column("batch", value("batch_size")),
+        Column("parameters", value("parameters", count)),
         Column("test accuracy, last epoch", accuracy),
         Column("training accuracy", value("train_accuracy", lambda fraction: percent(fraction, digits=2))),
         Column("n", value("n")),

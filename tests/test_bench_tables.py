@@ -40,6 +40,7 @@ def seed(k, **more):
 
 def summary(**changes):
     values = {"test_accuracy": 0.9012, "train_accuracy": 0.95, "epochs": 24, "batch_size": 512, "dataset": "cifar10"}
+    values |= {"parameters": 6_573_120}
     return values | {"images_per_second": 1000.0, "device": "NVIDIA H200", "precision": "bf16"} | changes
 
 
@@ -141,6 +142,7 @@ def test_the_accuracy_of_several_seeds_has_its_interval_and_that_of_one_has_none
     assert three["n"] == "3"
     assert one["test accuracy, last epoch"] == "90.12 %"
     assert one["training accuracy"] == "95.00 %"
+    assert one["parameters"] == "6,573,120"
 
 
 def test_a_title_takes_the_place_of_the_name_of_the_data():
