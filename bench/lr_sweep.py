@@ -73,7 +73,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", metavar="DATA,...", help="as for run_train.py (default: cifar10)")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="downloads and decoded caches")
     parser.add_argument("--batch-size", metavar="N,...", help="default: 512")
-    parser.add_argument("--weight-decay", default="0", metavar="RATE,...", help="default: 0")
+    parser.add_argument("--weight-decay", metavar="RATE,...", help="default: the recipe's")
+    parser.add_argument("--label-smoothing", type=float, metavar="SHARE", help="default: the recipe's")
     parser.add_argument("--width", metavar="N,...", help="channels of the first layer (default: the recipe's)")
     parser.add_argument("--epochs", type=int, metavar="N", help="default: 24")
     parser.add_argument("--limit-train", type=int, metavar="N", help="train on N images (default: all)")
@@ -91,6 +92,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, metavar="PATH", help="draw the accuracies and the rules' rates")
     options = parser.parse_args()
     defaults = {"data": "cifar10", "epochs": 24, "limit_train": None, "val_split": 5000, "batch_size": "512"}
+    recipe = TrainOptions()
+    defaults |= {"weight_decay": str(recipe.weight_decay), "label_smoothing": recipe.label_smoothing}
     defaults |= {"runs": 3, "repeats": 3, "iters": RangeTestOptions().iters, "factors": FACTORS}
     for name, default in (defaults | (QUICK if options.quick else {})).items():
         if getattr(options, name) is None:
@@ -120,7 +123,8 @@ def settings(options: argparse.Namespace) -> list[TrainOptions]:
     }
     if options.width is not None:
         lists["width"] = listed(options.width, int, "--width")
-    common = {name: getattr(options, name) for name in ("data_dir", "epochs", "limit_train", "val_split", "amp")}
+    names = ("data_dir", "epochs", "limit_train", "val_split", "amp", "label_smoothing")
+    common = {name: getattr(options, name) for name in names}
     common |= {"compile": options.compile, "device": options.device}
     chosen = [
         known(TrainOptions, **common, **dict(zip(lists, values, strict=True)))

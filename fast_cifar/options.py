@@ -22,7 +22,6 @@ MACHINE = frozenset(
 
 SPEEDRUN = {
     "epochs": 15,
-    "ema": 0.99,
     "alternate_flips": True,
     "eval_every": 15,
 }
@@ -77,9 +76,9 @@ class CommonOptions(Options):
     alternate_flips: bool = option(
         "augmentation", False, "mirror each picture in every other epoch, rather than by chance"
     )
-    weight_decay: float = option("recipe", 0.0, "decoupled weight decay (AdamW); 0 is plain Adam", metavar="RATE")
+    weight_decay: float = option("recipe", 0.5, "decoupled weight decay (AdamW); 0 is plain Adam", metavar="RATE")
     label_smoothing: float = option(
-        "recipe", 0.0, "share of the target spread over all classes, in [0, 1)", metavar="SHARE"
+        "recipe", 0.1, "share of the target spread over all classes, in [0, 1)", metavar="SHARE"
     )
     dropout: float = option(
         "recipe", 0.0, "probability of zeroing a feature before the last layer, in [0, 1)", metavar="P"

@@ -62,8 +62,8 @@ class Sweep:
 
     def run(self, *options):
         where = ("--data", str(self.data), "--data-dir", str(self.root / "cache"), "--device", "cpu", "--no-amp")
-        small = ("--batch-size", "4", "--epochs", "2", "--val-split", "8", "--json", str(self.json))
-        return self.run_plain(*where, *small, *options)
+        small = ("--batch-size", "4", "--epochs", "2", "--val-split", "8", "--weight-decay", "0")
+        return self.run_plain(*where, *small, "--json", str(self.json), *options)
 
     def run_plain(self, *options):
         self.monkeypatch.setattr(sys, "argv", ["bench.lr_sweep", *options])
@@ -248,6 +248,6 @@ def test_a_quick_sweep_trains_and_prints_a_regret(monkeypatch, tmp_path, capsys,
     monkeypatch.setattr(sys, "argv", ["bench.lr_sweep", "--quick", "--device", "cpu", "--json", str(path)])
     assert run_script(lr_sweep.main) == 0
     (row,) = json.loads(path.read_text())["rows"]
-    assert (row["setting"], len(row["runs"])) == ("synthetic b16", 4)
+    assert (row["setting"], len(row["runs"])) == ("synthetic b16 wd0.5", 4)
     assert "regret" in row
-    assert "synthetic b16" in capsys.readouterr().out.splitlines()[-1]
+    assert "synthetic b16 wd0.5" in capsys.readouterr().out.splitlines()[-1]
