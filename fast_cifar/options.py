@@ -69,7 +69,7 @@ class CommonOptions(Options):
         "augmentation", 4, "pixels added around a picture before the random crop; 0: no crop", metavar="PIXELS"
     )
     pad_mode: str = option(
-        "augmentation", "zeros", "what they show: black, or the picture mirrored", choices=("zeros", "reflect")
+        "augmentation", "reflect", "what they show: black, or the picture mirrored", choices=("zeros", "reflect")
     )
     cutout: int = option("augmentation", 8, "side of the square that is blanked; 0: no cutout", metavar="PIXELS")
     flip: bool = option("augmentation", True, "never mirror a picture")

@@ -141,7 +141,7 @@ def test_every_way_of_changing_the_recipe_runs(small_network, quick, tmp_path):
     "changed",
     [
         {"padding": 0},
-        {"pad_mode": "reflect"},
+        {"pad_mode": "zeros"},
         {"cutout": 0},
         {"flip": False},
         {"dropout": 0.5},
