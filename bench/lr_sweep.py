@@ -38,6 +38,7 @@ from bench.rules import COLUMNS, judged
 from bench.sweep_picture import draw_rows
 from bench.sweep_rows import fill, mark_tuned, name_of, read_rows, row_of
 from bench.tables import filled
+from fast_cifar.augment import PAD_MODES
 from fast_cifar.datasets import count_classes
 from fast_cifar.errors import UserError, run_script
 from fast_cifar.options import RangeTestOptions, TrainOptions
@@ -75,6 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", metavar="N,...", help="default: 512")
     parser.add_argument("--weight-decay", metavar="RATE,...", help="default: the recipe's")
     parser.add_argument("--label-smoothing", type=float, metavar="SHARE", help="default: the recipe's")
+    parser.add_argument("--pad-mode", choices=PAD_MODES, help="default: the recipe's")
     parser.add_argument("--width", metavar="N,...", help="channels of the first layer (default: the recipe's)")
     parser.add_argument("--epochs", type=int, metavar="N", help="default: 24")
     parser.add_argument("--limit-train", type=int, metavar="N", help="train on N images (default: all)")
@@ -94,6 +96,7 @@ def parse() -> argparse.Namespace:
     defaults = {"data": "cifar10", "epochs": 24, "limit_train": None, "val_split": 5000, "batch_size": "512"}
     recipe = TrainOptions()
     defaults |= {"weight_decay": str(recipe.weight_decay), "label_smoothing": recipe.label_smoothing}
+    defaults |= {"pad_mode": recipe.pad_mode}
     defaults |= {"runs": 3, "repeats": 3, "iters": RangeTestOptions().iters, "factors": FACTORS}
     for name, default in (defaults | (QUICK if options.quick else {})).items():
         if getattr(options, name) is None:
@@ -123,7 +126,7 @@ def settings(options: argparse.Namespace) -> list[TrainOptions]:
     }
     if options.width is not None:
         lists["width"] = listed(options.width, int, "--width")
-    names = ("data_dir", "epochs", "limit_train", "val_split", "amp", "label_smoothing")
+    names = ("data_dir", "epochs", "limit_train", "val_split", "amp", "label_smoothing", "pad_mode")
     common = {name: getattr(options, name) for name in names}
     common |= {"compile": options.compile, "device": options.device}
     chosen = [

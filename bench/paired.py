@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -72,9 +73,18 @@ RESULTS = [
     Column("n", count_text),
     Column("training accuracy", value("train_accuracy", lambda fraction: percent(fraction, digits=2))),
 ]
-COLUMNS = [*RESULTS, Column("command", value("command", "`{}`".format), words=True)]
 
 
 def ablation_block(contents: Row) -> str:
-    """The Markdown of one file of results."""
-    return " · ".join(machine(contents["environment"])) + "\n\n" + markdown(COLUMNS, judged(contents["rows"]))
+    """The Markdown of one file of results. A change's command is the base's with more words before `--runs`."""
+    rows = contents["rows"]
+    columns = [*RESULTS, Column("command", lambda row: command_text(row, rows[0]), words=True)]
+    return " · ".join(machine(contents["environment"])) + "\n\n" + markdown(columns, judged(rows))
+
+
+def command_text(row: Row, base: Row) -> str:
+    common = len(base["words"])
+    more = row["words"][common:]
+    if more and row["words"][:common] == base["words"]:
+        return f"`… {shlex.join(more)} …`"
+    return f"`{row['command']}`"

@@ -25,7 +25,7 @@ from fast_cifar.lr_finder import sweep
 from fast_cifar.options import RangeTestOptions, TrainOptions
 
 # What makes two trainings of a setting, or two range tests, comparable; its name says the rest.
-CONDITIONS = ("epochs", "limit_train", "val_split", "label_smoothing", "amp")
+CONDITIONS = ("epochs", "limit_train", "val_split", "label_smoothing", "pad_mode", "amp")
 IN_THE_NAME = ("batch_size", "weight_decay", "width")
 
 

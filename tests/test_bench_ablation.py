@@ -10,7 +10,7 @@ import pytest
 
 from bench import ablation
 from bench.ablation import named_change
-from bench.paired import accuracy_text, difference_text, judged
+from bench.paired import accuracy_text, command_text, difference_text, judged
 from fast_cifar.errors import run_script
 from tests.conftest import write_class_folder
 
@@ -98,6 +98,13 @@ def test_each_change_trains_the_seeds_of_the_base_with_its_own_options(place, ca
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("none "))
     assert "87.50 %" in line
     assert "+2.00 [+2.00 .. +2.00]" in line
+
+
+def test_the_table_gives_the_whole_command_of_the_base_and_the_words_that_a_change_adds():
+    base = {"words": ["--amp"], "command": "python run_train.py --amp --runs 2"}
+    assert command_text(base, base) == "`python run_train.py --amp --runs 2`"
+    assert command_text({"words": ["--amp", "--cutout", "0"], "command": "x"}, base) == "`… --cutout 0 …`"
+    assert command_text({"words": ["--no-amp"], "command": "x"}, base) == "`x`"
 
 
 def test_the_command_of_a_change_says_how_to_redo_it_anywhere(place):
