@@ -231,7 +231,7 @@ class TrainOptions(CommonOptions):
         for name in sorted(self.explicit - changed - {"resume"}):
             mine, theirs = plain(getattr(self, name)), saved.get(name)
             if mine != theirs:
-                raise UserError(f"{flag_of(name)}: the run has {theirs}, not {mine}; leave it out to go on")
+                raise UserError(f"{flag_of(name)}: the run has {theirs!r}, not {mine!r}; leave it out to go on")
         kept = {f.name for f in self.option_fields()} - changed - {"resume"}
         values = {name: value for name, value in saved.items() if name in kept}
         if isinstance(values.get("mirror"), list):  # JSON knows no tuples

@@ -150,7 +150,8 @@ class RunState:
         for name in recipe.keys() & trained.keys() - MACHINE - PLACES:
             if recipe[name] != trained[name]:
                 raise UserError(
-                    f"{path} was trained with {flag_of(name)} {trained[name]}, and its config.json says {recipe[name]}"
+                    f"{path} was trained with {flag_of(name)} {trained[name]!r}, "
+                    f"and its config.json says {recipe[name]!r}"
                 )
         pictures = (list(loader.mean), list(loader.std), len(loader))
         if (contents["mean"], contents["std"], contents["steps_per_epoch"]) != pictures:

@@ -208,11 +208,22 @@ def test_another_number_of_threads_is_said_where_it_matters(small_network, quick
     assert any("77" in line and "--deterministic" in line for line in lines)
 
 
+def test_what_a_configuration_says_is_quoted_on_one_line(small_network, quick, tmp_path, monkeypatch):
+    stop(quick(out=str(tmp_path), name="a"), stopped_at_check, 4, monkeypatch)
+    path = tmp_path / "a/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eval_only": "a\nb"}))
+    for options in ({}, {"eval_only": "c"}):
+        with pytest.raises(UserError) as caught:
+            train(TrainOptions(resume=str(tmp_path / "a"), **options), log=silent)
+        assert len(str(caught.value).splitlines()) == 1
+        assert r"'a\nb'" in str(caught.value)
+
+
 def test_a_checkpoint_of_another_recipe_than_the_configurations_is_refused(small_network, quick, tmp_path, monkeypatch):
     stop(quick(out=str(tmp_path), name="a"), stopped_at_check, 4, monkeypatch)
     path = tmp_path / "a/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"label_smoothing": 0.2}))
-    with pytest.raises(UserError, match=r"was trained with --label-smoothing 0\.0, and its config\.json says 0\.1"):
+    with pytest.raises(UserError, match=r"was trained with --label-smoothing 0\.1, and its config\.json says 0\.2"):
         train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
 
 
