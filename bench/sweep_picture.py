@@ -11,9 +11,10 @@ import numpy as np
 
 from bench.rules import OURS, RULES, accuracies, fitted
 from fast_cifar.errors import UserError
-from fast_cifar.figures import BLUE, GREEN, ORANGE, PURPLE, STYLE, VERMILLION, matplotlib_available
+from fast_cifar.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, matplotlib_available, picture
 
-ACROSS, WIDE, HIGH = 3, 5.0, 3.8  # small pictures in a row; inches
+ACROSS, WIDE, HIGH = 3, 6.0, 4.5  # small pictures in a row; inches of each
+NARROWEST = 12.0  # inches of the whole, for its legend
 DEEP = 30  # percentage points below the top: what collapses runs out of the picture
 COLOURS = dict(zip(RULES, (VERMILLION, PURPLE, GREEN, ORANGE, "#56B4E9"), strict=True))
 DASHES = dict(zip(RULES, ("-", ":", "-.", "--", (0, (1, 1))), strict=True))
@@ -30,13 +31,10 @@ def draw_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     rows = [row for row in rows if row.get("regret")]
     if not rows:
         raise UserError("--picture: no setting has a suggestion and trainings yet")
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        across = min(ACROSS, len(rows))
-        down = math.ceil(len(rows) / across)
-        figure = Figure(figsize=(WIDE * across + 0.5, HIGH * down + 0.6), layout="constrained", dpi=120)
+    across = min(ACROSS, len(rows))
+    down = math.ceil(len(rows) / across)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with picture(path, max(WIDE * across, NARROWEST), HIGH * down + 0.8) as figure:
         panels = figure.subplots(down, across, squeeze=False).ravel()
         for axes, row in zip(panels, rows, strict=False):
             _draw(axes, row)
@@ -44,10 +42,8 @@ def draw_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.axis("off")
         figure.supxlabel("LRMAX")
         figure.supylabel("validation accuracy, %")
-        handles, labels = next(iter(figure.axes)).get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 def _draw(axes: Any, row: Mapping[str, Any]) -> None:

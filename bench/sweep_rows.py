@@ -74,7 +74,7 @@ def row_of(setting: TrainOptions, iters: int, rows: list[dict[str, Any]]) -> dic
                     )
             return row
     options |= {"data": Path(setting.data).name}
-    options |= {key: getattr(setting, key) for key in IN_THE_NAME if hasattr(setting, key)}
+    options |= {key: getattr(setting, key) for key in IN_THE_NAME}
     rows.append({"setting": name, "options": options, "curves": [], "center": None, "runs": []})
     return rows[-1]
 
@@ -124,9 +124,8 @@ def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace
 def curve(workspace: Workspace, seed: int, iters: int) -> dict[str, Any]:
     """`lrs` and `losses` of a range test, or why it `failed`."""
     eager = dataclasses.replace(workspace, options=workspace.options.replace(compile=False))
-    alone = {"repeats": 1} if any(field.name == "repeats" for field in dataclasses.fields(RangeTestOptions)) else {}
     try:
-        result = sweep(eager, seed, RangeTestOptions(iters=iters, **alone))
+        result = sweep(eager, seed, RangeTestOptions(iters=iters))
     except UserError as error:
         return {"failed": str(error)}
     return {"lrs": list(result.lrs), "losses": list(result.losses)}

@@ -32,31 +32,32 @@ class WeightAverage:
         self._decay = decay
         self._model = model
         # Only what can be averaged: BatchNorm counts its batches in whole numbers.
-        self._live = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-        self._averaged = {name: tensor.clone() for name, tensor in self._live.items()}
+        live = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        self._names, self._live = list(live), list(live.values())
+        self._averaged = [tensor.clone() for tensor in self._live]
 
     @torch.no_grad()
     def update(self) -> None:
         """To be called after each step of the optimiser."""
-        torch._foreach_lerp_(list(self._averaged.values()), list(self._live.values()), 1 - self._decay)
+        torch._foreach_lerp_(self._averaged, self._live, 1 - self._decay)
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begins anew from the network as it is now."""
-        torch._foreach_copy_(list(self._averaged.values()), list(self._live.values()))
+        torch._foreach_copy_(self._averaged, self._live)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged network, under the names of the network's own `state_dict()`."""
-        return {name: self._averaged.get(name, tensor) for name, tensor in self._model.state_dict().items()}
+        return self._model.state_dict() | dict(zip(self._names, self._averaged, strict=True))
 
     @contextmanager
     def in_the_network(self) -> Iterator[None]:
         """Inside, the network has the averaged weights; afterwards its own, bit for bit."""
-        own = {name: tensor.clone() for name, tensor in self._live.items()}
+        own = [tensor.clone() for tensor in self._live]
         with torch.no_grad():
-            torch._foreach_copy_(list(self._live.values()), list(self._averaged.values()))
+            torch._foreach_copy_(self._live, self._averaged)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(list(self._live.values()), list(own.values()))
+                torch._foreach_copy_(self._live, own)
