@@ -14,7 +14,9 @@ from fast_cifar import engine, train
 from fast_cifar import figures as figures_module
 from fast_cifar import run as run_module
 from fast_cifar.options import TrainOptions
+from fast_cifar.report import report
 from fast_cifar.signals import Stopped, StopRequest
+from tests.pages import history, write_range_test, write_run, write_seeds
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -107,6 +109,25 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
 def png(tmp_path: Path) -> Path:
     """Where to write a picture: its folder is empty."""
     return tmp_path / "picture.png"
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A finished run that was not trained, with pictures, to make a report of."""
+    return write_run(tmp_path / "a", history(6), pictures=True)
+
+
+@pytest.fixture(params=["run", "seeds", "unfinished", "range test", "comparison"])
+def any_page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A report of each kind."""
+    folders = {
+        "run": write_run(tmp_path / "run", history(6, ("train", "val", "test")), pictures=True),
+        "seeds": write_seeds(tmp_path / "seeds", [history(4, seed=seed) for seed in range(3)]),
+        "unfinished": write_run(tmp_path / "unfinished", history(2), finished=False, epochs=9),
+        "range test": write_range_test(tmp_path / "lr"),
+    }
+    chosen = list(folders.values()) if request.param == "comparison" else [folders[request.param]]
+    return report(chosen)
 
 
 def silent(line):
