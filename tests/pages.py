@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fast_cifar import report
 from fast_cifar.aggregate import aggregate
 from fast_cifar.options import RangeTestOptions, TrainOptions
-from fast_cifar.page import VOID
+from fast_cifar.report import report
+from fast_cifar.report.page import VOID
 
 PICTURES = ("samples.png", "augmented.png", "misclassified.png", "confusion.png")
 
@@ -153,7 +153,7 @@ def write_range_test(path: Path, **more) -> Path:
 
 
 def page(*folders: Path) -> Element:
-    return parse(report.report(folders))
+    return parse(report(folders))
 
 
 def cells(table: Element) -> list[list[str]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fast_cifar import report
+from fast_cifar.report import report
+from fast_cifar.report.__main__ import main
 from tests.pages import drawn, facts, figure, history, page, parse, sweep, write, write_run
 
 ATTACK = "<script>alert('x')</script>&amp;\""
@@ -73,7 +74,7 @@ def test_a_folder_whose_name_is_no_text_can_be_shown(tmp_path):
         folder.rename(strange)
     except OSError:
         pytest.skip("this file system takes no such name")
-    assert report.main([str(strange)]) == 0
+    assert main([str(strange)]) == 0
     assert parse((strange / "report.html").read_text("utf-8")).one("h1").text == "Run ??"
 
 
@@ -87,22 +88,22 @@ def test_a_run_that_was_really_trained_can_be_shown(run):
 
 def test_the_page_goes_into_the_run_folder(run_folder, capsys):
     before = {path.name for path in run_folder.iterdir()}
-    assert report.main([str(run_folder)]) == 0
+    assert main([str(run_folder)]) == 0
     assert capsys.readouterr().out.startswith(str(run_folder / "report.html"))
     assert {path.name for path in run_folder.iterdir()} - before == {"report.html"}
-    assert (run_folder / "report.html").read_text("utf-8") == report.report([run_folder])
+    assert (run_folder / "report.html").read_text("utf-8") == report([run_folder])
 
 
 def test_a_comparison_goes_where_one_is(tmp_path, monkeypatch):
     folders = [str(write_run(tmp_path / name, history(2))) for name in "ab"]
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert report.main(folders) == 0
+    assert main(folders) == 0
     assert [path.name for path in Path().iterdir()] == ["report.html"]
 
 
 def test_the_page_goes_where_it_is_told(run_folder, tmp_path):
-    assert report.main([str(run_folder), "--out", str(tmp_path / "other.html")]) == 0
+    assert main([str(run_folder), "--out", str(tmp_path / "other.html")]) == 0
     assert parse((tmp_path / "other.html").read_text("utf-8"))
     assert not (run_folder / "report.html").exists()
 
@@ -123,12 +124,12 @@ DAMAGE = {
 
 @pytest.mark.parametrize(("name", "content"), [(name, content) for name, some in DAMAGE.items() for content in some])
 def test_damage_is_one_line_that_names_the_file_and_nothing_is_written(run_folder, capsys, name, content):
-    report.main([str(run_folder)])
+    main([str(run_folder)])
     good = (run_folder / "report.html").read_bytes()
     capsys.readouterr()
     (run_folder / name).write_bytes(content)
     before = sorted(path.name for path in run_folder.iterdir())
-    assert report.main([str(run_folder)]) == 2
+    assert main([str(run_folder)]) == 2
     line = one_error_line(capsys)
     assert name in line
     assert str(run_folder) in line
@@ -139,7 +140,7 @@ def test_damage_is_one_line_that_names_the_file_and_nothing_is_written(run_folde
 def test_a_truncated_picture_is_named(run_folder, capsys):
     path = run_folder / "confusion.png"
     path.write_bytes(path.read_bytes()[:-1000])
-    assert report.main([str(run_folder)]) == 2
+    assert main([str(run_folder)]) == 2
     assert "confusion.png" in one_error_line(capsys)
 
 
@@ -148,32 +149,32 @@ def test_what_is_no_run_folder_is_one_line(run_folder, tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     before = sorted(tmp_path.rglob("*"))
-    assert report.main([str(run_folder), str(tmp_path / name), "--out", str(tmp_path / "out.html")]) == 2
+    assert main([str(run_folder), str(tmp_path / name), "--out", str(tmp_path / "out.html")]) == 2
     assert f"{tmp_path / name} is not a run folder" in one_error_line(capsys)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "--what"], ["a", "--ou", "x.html"]])
 def test_a_wrong_command_line_is_one_line(arguments, capsys):
-    assert report.main(arguments) == 2
+    assert main(arguments) == 2
     one_error_line(capsys)
 
 
 def test_a_file_that_is_no_page_is_not_replaced(run_folder, capsys):
     before = (run_folder / "config.json").read_bytes()
-    assert report.main([str(run_folder), "--out", str(run_folder / "config.json")]) == 2
+    assert main([str(run_folder), "--out", str(run_folder / "config.json")]) == 2
     assert "must end in .html" in one_error_line(capsys)
     assert (run_folder / "config.json").read_bytes() == before
 
 
 def test_a_folder_that_is_not_there_is_one_line(run_folder, tmp_path, capsys):
-    assert report.main([str(run_folder), "--out", str(tmp_path / "no/report.html")]) == 2
+    assert main([str(run_folder), "--out", str(tmp_path / "no/report.html")]) == 2
     assert "no/report.html" in one_error_line(capsys)
 
 
 def test_help_teaches_by_example(capsys):
     with pytest.raises(SystemExit) as end:
-        report.main(["--help"])
+        main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert text.count("python -m fast_cifar.report runs/") == 3
@@ -183,7 +184,7 @@ def test_help_teaches_by_example(capsys):
 def test_it_starts_without_torch_and_matplotlib(run_folder):
     code = (
         "import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None\n"
-        "from fast_cifar import report; sys.exit(report.main(sys.argv[1:]))"
+        "from fast_cifar.report.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True, cwd=Path(__file__).parents[1])
     assert (run_folder / "report.html").exists()

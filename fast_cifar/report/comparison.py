@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fast_cifar.formats import count, percent, seconds, text
-from fast_cifar.page import UNKNOWN, Markup, table, tag
-from fast_cifar.records import Record
-from fast_cifar.report_charts import comparison_chart
-from fast_cifar.report_run import accuracy, state
+from fast_cifar.report.charts import comparison_chart
+from fast_cifar.report.formats import count, percent, seconds, text
+from fast_cifar.report.one_run import accuracy, state
+from fast_cifar.report.page import UNKNOWN, Markup, table, tag
+from fast_cifar.report.records import Record
 
 WHERE = frozenset({"name", "out", "resume"})  # options that say where a run lies, not how it was trained
 ABSENT = object()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fast_cifar.svg import DASHES, HEIGHT, WIDTH, Axis, Line, chart, round_step
+from fast_cifar.report.svg import DASHES, HEIGHT, WIDTH, Axis, Line, chart, round_step
 
 sizes = st.floats(1e-9, 1e9)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fast_cifar.page import UNKNOWN
-from fast_cifar.records import number
+from fast_cifar.report.page import UNKNOWN
+from fast_cifar.report.records import number
 
 
 def percent(value: Any) -> str:

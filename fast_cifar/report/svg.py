@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fast_cifar.page import Markup, tag
+from fast_cifar.report.page import Markup, tag
 
 WIDTH, HEIGHT = 420, 270  # units, of which a text is 13 high: still legible on a phone
 LEFT, RIGHT, TOP, BOTTOM = 70, 16, 30, 44
