@@ -17,6 +17,7 @@ from fast_cifar.options import TrainOptions
 from fast_cifar.report import report
 from fast_cifar.signals import Stopped, StopRequest
 from tests.pages import history, write_range_test, write_run, write_seeds
+from tests.sweeping import network_and_optimizer, red_or_not
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -128,6 +129,18 @@ def any_page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     }
     chosen = list(folders.values()) if request.param == "comparison" else [folders[request.param]]
     return report(chosen)
+
+
+@pytest.fixture
+def loader():
+    """What a range test sweeps over; see `red_or_not`."""
+    return red_or_not()
+
+
+@pytest.fixture
+def pair():
+    """A network for it, and its optimiser."""
+    return network_and_optimizer()
 
 
 def silent(line):

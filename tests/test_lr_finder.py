@@ -14,18 +14,8 @@ from fast_cifar.optimizer import make_optimizer
 from fast_cifar.options import RangeTestOptions
 from fast_cifar.runtime import Precision
 from fast_cifar.train_step import TrainStep
-from tests.sweeping import network, network_and_optimizer, red_or_not
+from tests.sweeping import network
 from tests.test_snapshot import flat
-
-
-@pytest.fixture
-def loader():
-    return red_or_not()
-
-
-@pytest.fixture
-def pair():
-    return network_and_optimizer()
 
 
 @pytest.mark.parametrize("used", [False, True])

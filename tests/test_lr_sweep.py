@@ -11,18 +11,8 @@ from fast_cifar.lr_finder import range_test
 from fast_cifar.lr_sweep import held_out_loss
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.runtime import Precision
-from tests.sweeping import network, network_and_optimizer, red_or_not
+from tests.sweeping import network
 from tests.test_snapshot import flat
-
-
-@pytest.fixture
-def loader():
-    return red_or_not()
-
-
-@pytest.fixture
-def pair():
-    return network_and_optimizer()
 
 
 def plain_losses(model, loader, lrs):
