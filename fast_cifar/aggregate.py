@@ -14,15 +14,16 @@ def aggregate(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         What they have in common; the means of what they measured, under the same names as in one summary; `runs`, each
-        run's `test_accuracy`; and of those `n`, `mean`, `std` (n - 1; None for one run) and `interval`, the two ends of
-        the 95 % confidence interval of the mean (Student's t; None for one run).
+        run's `test_accuracy` (its `val_accuracy` with `--no-test`); and of those `n`, `mean`, `std` (n - 1; None for one
+        run) and `interval`, the ends of the 95 % confidence interval of the mean (Student's t; None for one run).
     """
     result: dict[str, Any] = {}
     for name, value in summaries[0].items():
         values = [summary[name] for summary in summaries]
         measured = isinstance(value, float) and all(isinstance(other, float) for other in values)
         result[name] = statistics.fmean(values) if measured else value
-    accuracies = [summary["test_accuracy"] for summary in summaries]
+    judge = "val_accuracy" if summaries[0]["test_accuracy"] is None else "test_accuracy"
+    accuracies = [summary[judge] for summary in summaries]
     mean, n = statistics.fmean(accuracies), len(accuracies)
     std = statistics.stdev(accuracies) if n > 1 else None
     half = None if std is None else t_quantile(n - 1) * std / n**0.5

@@ -30,6 +30,7 @@ class Workspace:
     Attributes:
         data: the splits after `--limit-train`, `--limit-test` and `--val-split`.
         val: the images held out of the training split, or None.
+        tests: whether the run may look at the test split.
         world: the processes that train together.
     """
 
@@ -39,6 +40,16 @@ class Workspace:
     data: Dataset
     val: Split | None
     world: World = World()
+    tests: bool = True
+
+    @property
+    def judge(self) -> str:
+        """The split whose accuracy is the result of a run."""
+        return "test" if self.tests else "val"
+
+    def split(self, name: str) -> Split:
+        """The images of "val" or "test"."""
+        return self.val if name == "val" else self.data.test
 
     def resolved_machine(self) -> dict[str, str]:
         """The machine options as they came out: the device, and the kind of mixed precision if there is one."""
@@ -88,9 +99,11 @@ class Workspace:
         """
         options = self.options
         loader = self.train_loader(options.seed)
-        eval_loaders = {"test": self.eval_loader(self.data.test, loader)}
+        eval_loaders = {}
         if self.val is not None:
-            eval_loaders = {"val": self.eval_loader(self.val, loader)} | eval_loaders
+            eval_loaders["val"] = self.eval_loader(self.val, loader)
+        if self.tests:
+            eval_loaders["test"] = self.eval_loader(self.data.test, loader)
         with torch.random.fork_rng(devices=[]):
             model = self.network()
         optimizer = self.optimizer(model, lr)
@@ -114,7 +127,7 @@ class Parts:
     once and the step is compiled once.
 
     Attributes:
-        eval_loaders: "test", and before it "val" where images are held out.
+        eval_loaders: "val" where images are held out, then "test" unless the run leaves them alone.
         average: of the model's weights, with `--ema`.
     """
 
@@ -168,7 +181,15 @@ def assemble(options: CommonOptions, world: World = World()) -> Workspace:  # no
         raise UserError(f"--batch-size {options.batch_size} is more than the {len(train)} training images")
     if min(len(split) for split in (test, val) if split is not None) < world.size:
         raise UserError(f"{world.size} processes cannot share {len(test)} test images")
-    return Workspace(options, device, precision, dataclasses.replace(data, train=train, test=test), val, world)
+    return Workspace(
+        options,
+        device,
+        precision,
+        dataclasses.replace(data, train=train, test=test),
+        val,
+        world,
+        getattr(options, "test", True),
+    )
 
 
 def loader_in_order(

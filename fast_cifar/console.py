@@ -15,12 +15,13 @@ def opening_lines(workspace: Workspace, options: TrainOptions, device_name: str,
     """What will be done, on what and with what."""
     data = workspace.data
     held_out = f", {len(workspace.val):,} held out" if workspace.val is not None else ""
+    tested = f"{len(data.test):,}" if workspace.tests else "no"
     layout = "channels_last" if options.channels_last else "NCHW"
     compiled = ", compiled" if options.compile else ""
     processes = f"{workspace.world.size} processes, each on " if workspace.world.size > 1 else ""
     peak = f"at epoch {options.peak_epoch}" if options.peak_epoch else "5/24 of the way"
     lines = [
-        f"data      {data.name}: {len(data.train):,} training and {len(data.test):,} test images{held_out}, "
+        f"data      {data.name}: {len(data.train):,} training and {tested} test images{held_out}, "
         f"{len(data.classes)} classes",
         f"machine   {processes}{device_name}, {workspace.precision.name}, {layout}{compiled}, "
         f"torch {torch.__version__}",
@@ -58,16 +59,24 @@ def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], s
 
 def epoch_glance(row: Mapping[str, Any]) -> str:
     """One epoch in a few words, for the end of a progress bar."""
-    test = "" if row["test_accuracy"] is None else f", test {row['test_accuracy']:.2%}"
-    return f"loss {row['train_loss']:.4f}, train {row['train_accuracy']:.2%}{test}"
+    judged = [(split, row.get(f"{split}_accuracy")) for split in ("val", "test")]
+    told = "".join(f", {split} {accuracy:.2%}" for split, accuracy in judged if accuracy is not None)
+    return f"loss {row['train_loss']:.4f}, train {row['train_accuracy']:.2%}{told}"
 
 
 def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
     """The result of one run: the last epoch's accuracy is the headline."""
     peak = summary["peak_memory_bytes"]
+    training = f"training {summary['train_accuracy']:.2%}"
+    if summary["test_accuracy"] is None:
+        headline = f"validation accuracy {summary['val_accuracy']:.2%} after the last epoch ({training})"
+    else:
+        headline = (
+            f"test accuracy {summary['test_accuracy']:.2%} after the last epoch "
+            f"(best {summary['best_test_accuracy']:.2%}, {training})"
+        )
     return [
-        f"test accuracy {summary['test_accuracy']:.2%} after the last epoch "
-        f"(best {summary['best_test_accuracy']:.2%}, training {summary['train_accuracy']:.2%})",
+        headline,
         f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec"
         + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else "")
         + (f", at most {peak / 2**30:.2f} GiB of memory" if peak is not None else ""),
@@ -77,11 +86,12 @@ def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
 
 def several_line(summary: Mapping[str, Any]) -> str:
     """The result of several runs: mean, 95 % interval of the mean, and spread."""
+    split = "validation" if summary.get("test_accuracy", 0) is None else "test"
     if summary["n"] == 1:
-        return f"test accuracy {summary['mean']:.2%} (n = 1)"
+        return f"{split} accuracy {summary['mean']:.2%} (n = 1)"
     half = (summary["interval"][1] - summary["interval"][0]) / 2
     return (
-        f"test accuracy {summary['mean']:.2%} ± {100 * half:.2f} "
+        f"{split} accuracy {summary['mean']:.2%} ± {100 * half:.2f} "
         f"(95 % interval of the mean, n = {summary['n']}, standard deviation {100 * summary['std']:.2f})"
     )
 

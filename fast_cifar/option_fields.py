@@ -11,7 +11,7 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from fast_cifar.errors import UserError
 
 LOWEST_RATE, HIGHEST_RATE = 1e-12, 1e6
-SWITCHED_OFF = frozenset({"flip", "channels_last"})  # true unless the command line says --no-...
+SWITCHED_OFF = frozenset({"flip", "channels_last", "test"})  # true unless the command line says --no-...
 
 
 def option(group: str, default: Any, help: str, *, path: bool = False, **argparse_keywords: Any) -> Any:

@@ -131,8 +131,8 @@ class CommonOptions(Options):
 class TrainOptions(CommonOptions):
     """Everything that `train` needs to know; the defaults are the recipe.
 
-    The fields are the options of `run_train.py` with underscores, but for the two that switch something off:
-    `--no-flip` is `flip=False` and `--no-channels-last` is `channels_last=False`.
+    The fields are the options of `run_train.py` with underscores, but for the three that switch something
+    off: `--no-flip` is `flip=False`, `--no-channels-last` is `channels_last=False` and `--no-test` is `test=False`.
     """
 
     epochs: int = option("recipe", 24, "passes over the training images", metavar="N")
@@ -163,6 +163,7 @@ class TrainOptions(CommonOptions):
     checkpoint_steps: int | None = option(
         "output", None, "write last.pt every N steps, too, where an epoch takes long", metavar="N"
     )
+    test: bool = option("output", True, "leave the test images alone; --val-split then judges the run")
     tta: bool = option(
         "output", False, "test-time augmentation: average the answers for a picture and its mirror image"
     )
@@ -191,6 +192,8 @@ class TrainOptions(CommonOptions):
             self.check_rate(name)
         if self.peak_epoch is not None and self.peak_epoch >= self.epochs:
             raise UserError(f"--peak-epoch {self.peak_epoch} must be below --epochs {self.epochs}")
+        if not self.test and self.val_split is None:
+            raise UserError("--no-test leaves no images to judge the run; hold some out with --val-split N")
         if self.demo and self.preset:
             raise UserError(f"--demo and --preset {self.preset} are two recipes; choose one")
         if self.find_lr and {"lr_max", "lr_min"} & self.explicit:

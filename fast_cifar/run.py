@@ -104,12 +104,11 @@ class Run:
                     self._save(writer, self.state.last_checkpoint())
                     raise KeyboardInterrupt from None
                 pace = (time.perf_counter() - started) / (epoch - first)
-                counts = {"val": len(workspace.val or ()), "test": len(workspace.data.test)}
-                counts = {split: counts[split] for split in self.eval_loaders}
+                counts = {split: len(workspace.split(split)) for split in self.eval_loaders}
                 self.log(console.epoch_line(self.history[-1], options.epochs, counts, pace * (options.epochs - epoch)))
                 bar.set_postfix_str(console.epoch_glance(self.history[-1]), refresh=False)
                 bar.update()
-        return self._finish(evaluation or self._evaluate("test"), compile_seconds)
+        return self._finish(evaluation or self._evaluate(workspace.judge), compile_seconds)
 
     def _announce_stop(self) -> None:
         self.log("stopping after this step; once more to stop at once")
@@ -125,7 +124,7 @@ class Run:
         return time.perf_counter() - started
 
     def _one_epoch(self, epoch: int, writer: checkpoint.Writer) -> Evaluation | None:
-        """Trains, evaluates, writes history, orders checkpoints; returns the evaluation on the test split, if any."""
+        """Trains, evaluates, writes history, orders checkpoints; returns the evaluation that judges the run, if any."""
         options = self.options
         self.loader.set_epoch(epoch - 1)
         if self.world.size > 1:  # dropout is to differ between the slices of a batch
@@ -146,7 +145,7 @@ class Run:
         started = time.perf_counter()
         self._save(writer, self.state.checkpoints(row))
         self.save_seconds += time.perf_counter() - started
-        return evaluations["test"]
+        return evaluations[self.workspace.judge]
 
     def _train_what_is_left(self, epoch: int, writer: checkpoint.Writer) -> None:
         """Trains on the rest of an epoch, of which a checkpoint may have been written in the middle."""
@@ -188,7 +187,8 @@ class Run:
             "train_loss": tally.loss,
             "train_accuracy": tally.accuracy,
         }
-        for split, evaluation in evaluations.items():
+        for split in ("val", "test") if "val" in evaluations else ("test",):
+            evaluation = evaluations.get(split)
             row[f"{split}_loss"] = evaluation.loss if evaluation else None
             row[f"{split}_accuracy"] = evaluation.accuracy if evaluation else None
         return row | {"images_per_second": tally.images_per_second, "seconds": tally.seconds}
@@ -222,10 +222,11 @@ class Run:
         gallery.closing_pictures(self.folder.path, workspace, self.history, evaluation, headline)
         seconds = sum(row["seconds"] for row in self.history)
         images = sum(row["images_per_second"] * row["seconds"] for row in self.history)
+        tested = [row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None]
         summary = {
-            "test_accuracy": evaluation.accuracy,
-            "best_test_accuracy": max(row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None),
-            "test_loss": evaluation.loss,
+            "test_accuracy": evaluation.accuracy if tested else None,
+            "best_test_accuracy": max(tested, default=None),
+            "test_loss": evaluation.loss if tested else None,
             "train_accuracy": last["train_accuracy"],
             "train_loss": last["train_loss"],
             **({"val_accuracy": last["val_accuracy"]} if "val" in self.eval_loaders else {}),

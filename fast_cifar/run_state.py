@@ -60,7 +60,7 @@ class RunState:
 
     def checkpoints(self, row: dict[str, Any]) -> dict[Path, dict[str, Any]]:
         """What is to be written after the epoch of `row`: best.pt when it is the best so far, then last.pt."""
-        judge = "test_accuracy" if self._workspace.val is None else "val_accuracy"
+        judge = "val_accuracy" if self._workspace.val is not None else "test_accuracy"
         if row[judge] is None or row[judge] <= self.best:
             return self.last_checkpoint()
         self.best = row[judge]

@@ -96,7 +96,8 @@ def _resume(options: TrainOptions, world: World, log: Log) -> dict[str, Any]:
     options.check()
     finished = world.from_main(folder.summary())
     if finished is not None:
-        log(f"{folder.path} is finished: test accuracy {finished['test_accuracy']:.2%}")
+        judge = "val" if finished["test_accuracy"] is None else "test"
+        log(f"{folder.path} is finished: {judge} accuracy {finished[f'{judge}_accuracy']:.2%}")
         return finished
     return _train(assemble(options, world), options, folder, log)
 

@@ -224,3 +224,29 @@ def test_a_loss_that_diverges_inside_an_epoch_never_reaches_a_checkpoint(small_n
         train(quick(out=str(tmp_path), name="a", checkpoint_steps=1), log=silent)
     contents = checkpoint.load_training(tmp_path / "a/last.pt")
     assert (contents["epoch"], contents["tally"]["steps"]) == (1, 0)
+
+
+def test_without_a_test_the_held_out_images_judge_and_the_test_images_change_nothing(
+    small_network, quick, tmp_path, monkeypatch
+):
+    asked = []
+    evaluate = engine.evaluate
+    monkeypatch.setattr(
+        run_module, "evaluate", lambda *args, **options: asked.append(options["title"]) or evaluate(*args, **options)
+    )
+    summary = train(quick(out=str(tmp_path), name="untested", val_split=8, test=False), log=silent)
+    folder = tmp_path / "untested"
+    assert set(asked) == {"val"}
+    assert all(row["test_accuracy"] is None and row["test_loss"] is None for row in rows(folder))
+    assert summary["test_accuracy"] is None
+    assert summary["best_test_accuracy"] is None
+    assert summary["val_accuracy"] == rows(folder)[-1]["val_accuracy"]
+    assert torch.load(folder / "best.pt", weights_only=True)["epoch"] >= 1
+    assert train(quick(resume=str(folder)), log=silent) == summary
+    tested = train(quick(out=str(tmp_path), name="tested", val_split=8), log=silent)
+    assert tested["val_accuracy"] == summary["val_accuracy"]
+
+
+def test_without_a_test_something_has_to_be_held_out(small_network, quick):
+    with pytest.raises(UserError, match="--no-test leaves no images to judge the run; .*--val-split"):
+        train(quick(test=False), log=silent)
