@@ -14,7 +14,7 @@ def aggregate(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         What they have in common; the means of what they measured, under the same names as in one summary; `runs`, each
-        run's `test_accuracy` (its `val_accuracy` with `--no-test`); and of those `n`, `mean`, `std` (n - 1; None for one
+        run's `test_accuracy` (`val_accuracy` with `--no-test`); and of those `n`, `mean`, `std` (n - 1; None for one
         run) and `interval`, the ends of the 95 % confidence interval of the mean (Student's t; None for one run).
     """
     result: dict[str, Any] = {}
