@@ -85,22 +85,10 @@ class Workspace:
     def network(self) -> CustomResNet:
         """A new network; its weights are drawn from torch's random state on the CPU, alike for every device."""
         options = self.options
-        network = CustomResNet(
-            len(self.data.classes), options.dropout, options.width, options.logit_scale, options.dirac
-        )
-        return placed(network, options, self.device)
+        return placed(CustomResNet(len(self.data.classes), options.dropout, options.width), options, self.device)
 
     def optimizer(self, model: CustomResNet, lr: float) -> Optimizer:
-        options = self.options
-        return make_optimizer(
-            model,
-            lr,
-            options.weight_decay,
-            beta2=options.beta2,
-            eps=options.eps,
-            norm_bias_rate=options.norm_bias_rate,
-            norm_decay=options.norm_decay,
-        )
+        return make_optimizer(model, lr, self.options.weight_decay)
 
     def parts(self, lr: float, ema: float = 0.0) -> Parts:
         """All that trains and tests, for a run with any seed; torch's random state is as before.

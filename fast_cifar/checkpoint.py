@@ -203,7 +203,7 @@ def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:
     """
     options = contents["options"]
     width = options.get("width", FULL_WIDTH)
-    model = CustomResNet(len(contents["classes"]), options["dropout"], width, options.get("logit_scale", 1.0))
+    model = CustomResNet(len(contents["classes"]), options["dropout"], width)
     load_weights(model, contents["model"], path)
     return model
 

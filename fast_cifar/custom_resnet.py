@@ -34,16 +34,8 @@ class CustomResNet(nn.Module):
     Source: the network is David Page's ("How to Train Your ResNet", 2018) in the widths of the assignment.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        dropout: float = 0.0,
-        width: int = 64,
-        logit_scale: float = 1.0,
-        dirac: bool = False,
-    ) -> None:
+    def __init__(self, num_classes: int = 10, dropout: float = 0.0, width: int = 64) -> None:
         super().__init__()
-        self.logit_scale = logit_scale
         self.num_classes = num_classes
         self.dropout = dropout
         self.width = width
@@ -54,13 +46,9 @@ class CustomResNet(nn.Module):
         self.head = nn.Sequential(
             nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * width, num_classes, bias=False)
         )
-        if dirac:
-            for module in self.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.dirac_(module.weight.data[: module.in_channels])
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.layer3(self.layer2(self.layer1(self.prep(images))))) * self.logit_scale
+        return self.head(self.layer3(self.layer2(self.layer1(self.prep(images)))))
 
 
 class ResidualLayer(nn.Module):

@@ -15,34 +15,13 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def make_optimizer(
-    model: nn.Module,
-    lr: float,
-    weight_decay: float = 0.0,
-    *,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    norm_bias_rate: float = 1.0,
-    norm_decay: bool = True,
-) -> Optimizer:
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Optimizer:
     """Adam, or AdamW (decoupled weight decay) where there is a decay; in one fused kernel where the device has it."""
     device = next(model.parameters()).device
     on_cuda = device.type == "cuda"
     kind, decay = (AdamW, {"weight_decay": weight_decay}) if weight_decay > 0 else (Adam, {})
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    scales, biases = ([getattr(norm, name) for norm in norms] for name in ("weight", "bias"))
-    apart = {id(parameter) for parameter in (*scales, *biases)}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in apart]
-    norm_weight_decay = weight_decay if norm_decay else 0.0
-    groups = [
-        {"params": others, "rate": 1.0},
-        {"params": scales, "rate": 1.0, "weight_decay": norm_weight_decay},
-        {"params": biases, "rate": norm_bias_rate, "weight_decay": norm_weight_decay / norm_bias_rate},
-    ]
     return kind(
-        groups,
-        betas=(0.9, beta2),
-        eps=eps,
+        model.parameters(),
         lr=torch.tensor(float(lr), device=device) if on_cuda else lr,
         fused=True if device.type in ("cpu", "cuda") else None,
         capturable=on_cuda,
@@ -56,10 +35,10 @@ def make_scheduler(optimizer: Optimizer, lr: float, multiplier: Callable[[int], 
     With plain numbers as base rates, so that no arithmetic is done on the device where the optimiser's is a tensor.
     """
     for group in optimizer.param_groups:
-        set_rate(group, lr * group.get("rate", 1.0))
-        group["initial_lr"] = lr * group.get("rate", 1.0)
+        set_rate(group, lr)
+        group["initial_lr"] = lr
     scheduler = LambdaLR(optimizer, multiplier)
-    scheduler.base_lrs = [float(lr * group.get("rate", 1.0)) for group in optimizer.param_groups]
+    scheduler.base_lrs = [float(lr) for _ in optimizer.param_groups]
     return scheduler
 
 

@@ -80,14 +80,6 @@ class CommonOptions(Options):
     label_smoothing: float = option(
         "recipe", 0.1, "share of the target spread over all classes, in [0, 1)", metavar="SHARE"
     )
-    logit_scale: float = option("recipe", 1.0, "factor on the logits", metavar="FACTOR")
-    beta2: float = option("recipe", 0.999, "decay of Adam's second moment", metavar="DECAY")
-    eps: float = option("recipe", 1e-8, "added to Adam's denominator", metavar="EPS")
-    norm_bias_rate: float = option(
-        "recipe", 1.0, "rate of BatchNorm's biases over the others'; their decay is divided by it", metavar="FACTOR"
-    )
-    norm_decay: bool = option("recipe", True, "decay BatchNorm's weights and biases, too", switch=True)
-    dirac: bool = option("recipe", False, "begin with convolutions that pass their input through")
     dropout: float = option(
         "recipe", 0.0, "probability of zeroing a feature before the last layer, in [0, 1)", metavar="P"
     )
@@ -163,7 +155,6 @@ class TrainOptions(CommonOptions):
         "0: with the weights themselves",
         metavar="DECAY",
     )
-    lr_min_ratio: float = option("recipe", 1 / LR_MIN_DIVISOR, "LRMIN over LRMAX", metavar="RATIO")
     find_lr: bool = option("recipe", False, "run the range test first and train at the rates it suggests")
     runs: int | None = option(
         "recipe", None, "train N times, with seeds SEED, SEED+1, ..., and report mean and spread", metavar="N"
@@ -214,7 +205,7 @@ class TrainOptions(CommonOptions):
     def rates(self) -> tuple[float, float]:
         """(LRMIN, LRMAX), defaults filled in."""
         lr_max = self.lr_max or DEFAULT_LR_MAX
-        return self.lr_min or lr_max * self.lr_min_ratio, lr_max
+        return self.lr_min or lr_max / LR_MIN_DIVISOR, lr_max
 
     def resolved(self) -> Self:
         """These options with nothing left to default. `peak_epoch` stays None in a run of one epoch."""
