@@ -14,8 +14,8 @@ run folder of its own.
 import sys
 
 from fast_cifar.command_line import parse
-from fast_cifar.errors import run_script
 from fast_cifar.options import RangeTestOptions
+from fast_cifar.system.errors import run_script
 
 
 def main() -> int:

@@ -15,8 +15,8 @@ Each run fills a folder runs/NAME with its configuration, history, checkpoints a
 import sys
 
 from fast_cifar.command_line import parse
-from fast_cifar.errors import run_script
 from fast_cifar.options import TrainOptions
+from fast_cifar.system.errors import run_script
 
 
 def main() -> int:
@@ -26,10 +26,9 @@ def main() -> int:
 def script() -> None:
     options = parse(TrainOptions, __doc__)
     # torch takes seconds to import: not before the command line is known to be right.
-    from fast_cifar.custom_resnet import CustomResNet
-    from fast_cifar.datasets import count_classes
-    from fast_cifar.evaluation import evaluate_checkpoint
-    from fast_cifar.model_summary import model_summary
+    from fast_cifar.custom_resnet import CustomResNet, model_summary
+    from fast_cifar.data.load import count_classes
+    from fast_cifar.predict import evaluate_checkpoint
     from fast_cifar.trainer import train
 
     if options.summary:

@@ -28,19 +28,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.commands import portable
-from bench.files import read, write_json
-from bench.measure import arguments, environment, header, print_table
-from bench.paired import RESULTS, judged
-from bench.tables import filled
-from bench.trial import train_once
-from fast_cifar.assembly import assemble
+from bench.markdown import filled
+from bench.measure import arguments, environment, header, portable, print_table, read, write_json
+from bench.trials import RESULTS, judged, train_once
+from fast_cifar.build import assemble
 from fast_cifar.command_line import parse
-from fast_cifar.datasets import count_classes
-from fast_cifar.errors import UserError, run_script
-from fast_cifar.option_fields import flag_of
-from fast_cifar.options import TrainOptions
-from fast_cifar.runtime import resolve_device
+from fast_cifar.data.load import count_classes
+from fast_cifar.options import TrainOptions, flag_of
+from fast_cifar.system.device import resolve_device
+from fast_cifar.system.errors import UserError, run_script
 
 BASE = "base"
 QUICK_BASE = "--data synthetic --limit-train 128 --val-split 100 --epochs 2 --batch-size 16"

@@ -38,11 +38,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from bench.measure import Rate, arguments, environment, header, interleave, print_table, write_json
+from bench.measure import Rate, arguments, environment, header, interleave, print_table, write_rows
 from fast_cifar.augment import Draws, draw
-from fast_cifar.errors import run_script
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.runtime import has_compiler, resolve_device, resolve_precision
+from fast_cifar.system.device import has_compiler, resolve_device, resolve_precision
+from fast_cifar.system.errors import run_script
 
 BATCH, WORKERS = 512, 2
 SIZE, PADDING, BOX = 32, 4, 8
@@ -68,7 +68,7 @@ def main() -> None:
     where = environment(device) | {"dtype": str(dtype).removeprefix("torch."), "batch": BATCH, "images": len(images)}
     report(rates, f"{header(where)}\n{where['dtype']} channels_last, batch {BATCH}, {len(images):,} images")
     rows = [{"way": way} | rate.as_dict() | ratios(rate, rates) for way, rate in rates.items()]
-    write_json(options.json, where, rows)
+    write_rows(options.json, where, rows)
 
 
 def make_cases(images: Tensor, device: torch.device, dtype: torch.dtype, few: int) -> dict[str, Callable[[], int]]:

@@ -20,12 +20,11 @@ from pathlib import Path
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
-from bench.files import read, write_json
-from bench.measure import print_table
-from bench.paired import mean_and_half
-from fast_cifar.aggregate import t_probability, t_quantile
+from bench.measure import print_table, read, write_json
+from bench.trials import mean_and_half
 from fast_cifar.command_line import Parser
-from fast_cifar.errors import UserError, run_script
+from fast_cifar.runs.stats import t_probability, t_quantile
+from fast_cifar.system.errors import UserError, run_script
 
 LEVEL, POWER = 0.05, 0.8
 CONDITIONS = ("dataset", "epochs", "precision", "batch_size", "limit_train", "limit_test", "val_split", "tta")

@@ -32,15 +32,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.measure import arguments, environment, header, print_table, write_json
+from bench.measure import arguments, environment, header, print_table, write_rows
 from fast_cifar import TrainOptions, train
-from fast_cifar.aggregate import aggregate
-from fast_cifar.console import several_line
-from fast_cifar.datasets import load_dataset
-from fast_cifar.errors import UserError, run_script
+from fast_cifar.data.load import load_dataset
 from fast_cifar.options import DEMO
-from fast_cifar.run_folder import RunFolder
-from fast_cifar.runtime import has_compiler, resolve_device
+from fast_cifar.runs.console import several_line
+from fast_cifar.runs.run_folder import RunFolder
+from fast_cifar.runs.stats import aggregate
+from fast_cifar.system.device import has_compiler, resolve_device
+from fast_cifar.system.errors import UserError, run_script
 
 QUICK = {"data": "synthetic", "limit_train": 128, "limit_test": 100, "epochs": 2, "batch_size": 32}
 COLUMNS = {
@@ -92,7 +92,7 @@ def main() -> None:
     print_table(title, *make_table(rows))
     if options.runs > 1:
         print(several_line(aggregate(rows)))
-    write_json(options.json, where, rows)
+    write_rows(options.json, where, rows)
 
 
 def runs_the_demo(options: argparse.Namespace, device: torch.device) -> bool:

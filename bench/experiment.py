@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from fast_cifar.command_line import Parser
-from fast_cifar.errors import UserError, run_script
-from fast_cifar.files import atomic_write
+from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.files import atomic_write
 
 PRIOR = 0.1  # percentage points: how large such an effect is expected to be (standard deviation)
 DIVERGED = 2  # exit code of a run whose loss diverged, as of any other run that the user has to change

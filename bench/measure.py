@@ -1,17 +1,19 @@
-"""What the benchmarks share: their options, the clock, the table and the JSON file.
+"""What the benchmarks share: their options, the clock, the table, the JSON files, and what to type elsewhere.
 
 options = arguments(__doc__).parse_args()
 device = resolve_device(options.device)
 rates = interleave({"ours": train_some, "theirs": train_some_otherwise}, repeats=5, device=device)
 print_table(header(environment(device)), ["way", "images/sec"], [[way, str(rate)] for way, rate in rates.items()])
-write_json(options.json, environment(device), [rate.as_dict() | {"way": way} for way, rate in rates.items()])
+write_rows(options.json, environment(device), [rate.as_dict() | {"way": way} for way, rate in rates.items()])
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,11 @@ from typing import Any
 import torch
 
 from fast_cifar.command_line import Parser
-from fast_cifar.runtime import describe_device, synchronize
+from fast_cifar.system.device import describe_device, synchronize
+from fast_cifar.system.errors import UserError
+from fast_cifar.system.files import atomic_write
+
+PLACES = ("--json", "--picture")  # where results go is nobody else's concern
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,65 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         print("  ".join(cells).rstrip())
 
 
-def write_json(path: Path | None, environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path | None, environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes `{"environment": ..., "rows": [...]}` to `path`; nothing where that is None."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        contents = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is no JSON; mend it or delete it") from error
+    if not isinstance(contents, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object; mend it or delete it")
+    return contents
+
+
+def write_json(path: Path, contents: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def python_command(program: str, arguments: Sequence[str]) -> str:
+    """The command in one line, with the variables that change its speed: `OMP_NUM_THREADS=1 python -m bench.training`.
+
+    Args:
+        program: what follows `python`, such as "-m bench.training".
+        arguments: a path of this machine among them, which would say nothing to others, becomes FOLDER or ARCHIVE.
+    """
+    variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("OMP_")]
+    return " ".join([*variables, "python", program, shlex.join(portable(arguments))]).rstrip()
+
+
+def portable(arguments: Sequence[str]) -> list[str]:
+    """`arguments` without `PLACES` and without paths; a list with commas keeps what is no path."""
+    words = []
+    skip = False
+    for word in arguments:
+        if skip or word in PLACES:
+            skip = not skip
+        elif not word.startswith(tuple(f"{place}=" for place in PLACES)):
+            words.append(",".join(map(_without_path, word.split(","))))
+    return words
+
+
+def _without_path(word: str) -> str:
+    flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    if os.sep not in value:
+        return word
+    return flag + equals + ("ARCHIVE" if os.path.isfile(value) else "FOLDER")

@@ -36,17 +36,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench.commands import python_command
-from bench.files import read, write, write_json
-from bench.markers import marked, with_blocks
-from bench.measure import environment
-from bench.paired import ablation_block
-from bench.rules import sweep_block
-from bench.tables import accuracy_block, bench_block
+from bench.markdown import accuracy_block, bench_block, marked, with_blocks
+from bench.measure import environment, python_command, read, write, write_json
+from bench.regret import sweep_block
+from bench.trials import ablation_block
 from fast_cifar.command_line import Parser
-from fast_cifar.errors import UserError, run_script
-from fast_cifar.run_folder import RunFolder
-from fast_cifar.runtime import resolve_device
+from fast_cifar.runs.run_folder import RunFolder
+from fast_cifar.system.device import resolve_device
+from fast_cifar.system.errors import UserError, run_script
 
 BENCHES = ("augmentation", "training", "end_to_end")
 RESULTS = Path(__file__).resolve().parent / "results"

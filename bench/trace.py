@@ -32,11 +32,10 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench.measure import arguments, environment, header, interleave, print_table, write_json
+from bench.measure import arguments, environment, header, interleave, print_table, write_rows
 from bench.training import Rung, step_and_loader
-from fast_cifar.errors import UserError, run_script
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.runtime import (
+from fast_cifar.system.device import (
     Precision,
     check_compiler,
     reproducible,
@@ -44,6 +43,7 @@ from fast_cifar.runtime import (
     resolve_precision,
     synchronize,
 )
+from fast_cifar.system.errors import UserError, run_script
 from fast_cifar.train_step import TrainStep
 
 AUGMENTATION, STEP = "augmentation", "training step"  # what the profiler calls the two parts of a step
@@ -116,7 +116,7 @@ def main() -> None:
     for note in filter(None, (precision.note, step.note)):
         print(note)
     rows = [asdict(operator) | {"share": operator.ms / total} for operator in operators]
-    write_json(options.json, where | rate.as_dict(), rows)
+    write_rows(options.json, where | rate.as_dict(), rows)
 
 
 def make_step(

@@ -34,12 +34,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
-from bench.measure import Rate, arguments, environment, header, interleave, print_table, write_json
+from bench.measure import Rate, arguments, environment, header, interleave, print_table, write_rows
 from fast_cifar.custom_resnet import CustomResNet
-from fast_cifar.errors import UserError, run_script
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import make_optimizer
-from fast_cifar.runtime import Precision, has_compiler, reproducible, resolve_device, resolve_precision
+from fast_cifar.system.device import Precision, has_compiler, reproducible, resolve_device, resolve_precision
+from fast_cifar.system.errors import UserError, run_script
 from fast_cifar.train_step import TrainStep, memory_format_of
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -108,7 +108,7 @@ def main() -> None:
     print_table(title, ["way", "images/sec, median [range]", *columns.values()], cells)
     if note:
         print(note)
-    write_json(options.json, where, rows)
+    write_rows(options.json, where, rows)
 
 
 def given_or(value: int | None, default: int) -> int:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from fast_cifar.errors import UserError
-from fast_cifar.option_fields import flag_of
-from fast_cifar.options import CommonOptions
+from fast_cifar.options import CommonOptions, flag_of
+from fast_cifar.system.errors import UserError
 
 Options = TypeVar("Options", bound=CommonOptions)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from fast_cifar.distributed import World
-from fast_cifar.runtime import Precision, synchronize
+from fast_cifar.system.device import Precision, synchronize
+from fast_cifar.system.distributed import World
 from fast_cifar.train_step import TrainStep, memory_format_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]

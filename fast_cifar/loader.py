@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fast_cifar.augment import Draws, check_images, check_options, draw, normalise_and_cut, pad, row_tables
-from fast_cifar.runtime import selects_windows_fast
+from fast_cifar.system.device import selects_windows_fast
 
 CHUNK = 4096  # images handled at a time when the store is built or measured: bounds the memory it takes
 

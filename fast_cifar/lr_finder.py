@@ -1,33 +1,55 @@
-"""The range test: sweep the learning rate over a hundred batches, watch the loss, and say which rates to use."""
+"""The range test: sweep the learning rate over a hundred batches, watch the loss, and say which rates to use.
+
+`sweep_losses` is the sweep itself: a training step at each of many learning rates, and the loss at each.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from fast_cifar import figures, lr_repeats, range_test_plot
-from fast_cifar.assembly import Workspace, assemble, limited, loader_in_order
+from fast_cifar import lr_curve
+from fast_cifar.build import Workspace, assemble, limited, loader_in_order
 from fast_cifar.engine import Batches
-from fast_cifar.errors import UserError
-from fast_cifar.lr_curve import FEWEST_POINTS, Suggestion, failure
-from fast_cifar.lr_repeats import RangeTest, RepeatedRangeTest, combined, read
-from fast_cifar.lr_sweep import held_out_loss, sweep_losses
-from fast_cifar.memory import enough_memory
-from fast_cifar.option_fields import flag_of
-from fast_cifar.options import RangeTestOptions, TrainOptions
-from fast_cifar.run_folder import RunFolder, check_new, new_path
-from fast_cifar.runtime import describe_device, recording_gradients, reproducible, resolve_precision
+from fast_cifar.lr_curve import (
+    FEWEST_POINTS,
+    RangeTest,
+    RepeatedRangeTest,
+    Suggestion,
+    combined,
+    failure,
+    has_diverged,
+    read,
+)
+from fast_cifar.optimizer import set_rate
+from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
+from fast_cifar.plots import range_test as range_test_plot
+from fast_cifar.plots import style
+from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
 from fast_cifar.schedules import SWEEPS
-from fast_cifar.snapshot import preserved
-from fast_cifar.train_step import TrainStep
+from fast_cifar.system.device import (
+    Precision,
+    describe_device,
+    enough_memory,
+    recording_gradients,
+    reproducible,
+    resolve_precision,
+)
+from fast_cifar.system.errors import UserError
+from fast_cifar.train_step import TrainStep, memory_format_of, preserved
 
 HELD_OUT = 500  # images at most: they are answered after every step
 
@@ -82,7 +104,7 @@ def range_test(
         )
     result = read(rates, losses, ruined)
     why = failure(result.lrs, losses) if ruined or len(losses) >= FEWEST_POINTS else None
-    return dataclasses.replace(result, warnings=[*([why] if why else []), *lr_repeats.warnings([result], lr_end)])
+    return dataclasses.replace(result, warnings=[*([why] if why else []), *lr_curve.warnings([result], lr_end)])
 
 
 def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RepeatedRangeTest:
@@ -118,6 +140,95 @@ def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RepeatedRa
     if not repeats:
         raise UserError(f"range test: {failures[seed]}")
     return combined(repeats, failures, test.sweep, test.lr_end)
+
+
+def sweep_losses(
+    step: TrainStep, loader: Batches, rates: Sequence[float], watched: Callable[[], float] | None, title: str = ""
+) -> tuple[list[float], bool]:
+    """One step at each of the rates, and its loss or, where one is given, what `watched` gives after it.
+
+    Returns:
+        The loss at each of them, as far as it is finite and has not diverged, and whether that ended the sweep.
+    """
+    device = next(step.model.parameters()).device
+    losses: list[float] = []
+    step.model.train()
+    with _endless(loader) as batches:
+        bar = tqdm(rates, desc=f"range test{title}", unit="step", leave=False, disable=None, dynamic_ncols=True)
+        for lr in bar:
+            inputs, labels = next(batches)
+            for group in step.optimizer.param_groups:
+                set_rate(group, lr)
+            loss = float(step(inputs.to(device), labels.to(device))[0])
+            if watched is not None and math.isfinite(loss):
+                loss = watched()
+            if not math.isfinite(loss):
+                return losses, True
+            losses.append(loss)
+            if has_diverged(losses):
+                return losses, True
+    return losses, False
+
+
+def held_out_loss(model: nn.Module, precision: Precision, batches: Batches) -> Callable[[], float]:
+    """A function that gives the mean cross-entropy of all `batches`, and leaves the model as it is.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    device = next(model.parameters()).device
+    memory_format = memory_format_of(model)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [
+        (inputs.to(device).clone(memory_format=memory_format), labels.to(device).clone()) for inputs, labels in batches
+    ]
+    images = sum(len(labels) for _, labels in kept)
+    if images == 0:
+        raise ValueError("the held-out loader has no batches")
+
+    def loss() -> float:
+        flags = [(module, module.training) for module in model.modules()]
+        tracking = [norm.track_running_stats for norm in norms]
+        model.eval()
+        for norm in norms:
+            # The running statistics lag ten steps behind, which at high rates is another network's. So each batch is
+            # normalised by its own, as in training, and they are not recorded.
+            norm.training, norm.track_running_stats = True, False
+        try:
+            with torch.no_grad(), precision.autocast():
+                sums = [F.cross_entropy(model(inputs).float(), labels, reduction="sum") for inputs, labels in kept]
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            for norm, flag in zip(norms, tracking, strict=True):
+                norm.track_running_stats = flag
+        return float(sum(sums)) / images
+
+    return loss
+
+
+@contextmanager
+def _endless(loader: Batches) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """The loader's batches, epoch after epoch; a loader that counts epochs is set back to its own afterwards."""
+    epoch = getattr(loader, "epoch", None)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        taken = 0
+        for more in itertools.count():
+            if epoch is not None:
+                loader.set_epoch(epoch + more)
+            before = taken
+            for batch in loader:
+                taken += 1
+                yield batch
+            if taken == before:
+                raise ValueError(f"the loader has no batches left after {taken}")
+
+    try:
+        yield batches()
+    finally:
+        if epoch is not None:
+            loader.set_epoch(epoch)
 
 
 def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.write) -> RepeatedRangeTest:
@@ -170,7 +281,7 @@ def _report(result: RepeatedRangeTest, options: RangeTestOptions) -> Iterator[st
 def write_range_test(folder: RunFolder, result: RepeatedRangeTest) -> None:
     """lrfind.json and, with matplotlib, lrfind.png."""
     folder.write_range_test(asdict(result))
-    if figures.matplotlib_available():
+    if style.matplotlib_available():
         several = len(result.repeats) > 1
         range_test_plot.range_test(
             folder / "lrfind.png",
@@ -180,7 +291,7 @@ def write_range_test(folder: RunFolder, result: RepeatedRangeTest) -> None:
             result.suggestion,
             linear=result.sweep == "linear",
             seeds=[(one.lrs, one.smoothed) for one in result.repeats] if several else (),
-            band=lr_repeats.band([one.smoothed for one in result.repeats]) if several else None,
+            band=lr_curve.band([one.smoothed for one in result.repeats]) if several else None,
             lr_max_spread=result.lr_max_spread,
             divergence=result.divergence,
             notes=result.warnings,

@@ -1,26 +1,45 @@
-"""Training as the options say: one run, several seeds of it, or going on with an interrupted one."""
+"""Training as the options say: one run, several seeds of it, or going on with an interrupted one.
+
+`Run` is one seed, from its first epoch, or from its last checkpoint, to its summary.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
-from fast_cifar import console
-from fast_cifar.aggregate import aggregate
-from fast_cifar.assembly import Parts, Workspace, assemble
-from fast_cifar.distributed import World, joined
-from fast_cifar.errors import UserError
+from fast_cifar.build import Parts, Workspace, assemble
+from fast_cifar.custom_resnet import parameter_count
+from fast_cifar.engine import Evaluation, Tally, evaluate, train_epoch
 from fast_cifar.lr_finder import sweep, write_range_test
-from fast_cifar.memory import enough_memory, reset_peak_memory
 from fast_cifar.options import RangeTestOptions, TrainOptions
-from fast_cifar.run import Diverged, Run, cycle_steps
-from fast_cifar.run_folder import RunFolder, check_new, new_path
-from fast_cifar.runtime import recording_gradients, reproducible
+from fast_cifar.plots import run_images, style
+from fast_cifar.runs import checkpoint, console
+from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
+from fast_cifar.runs.run_state import RunState
+from fast_cifar.runs.stats import aggregate
+from fast_cifar.schedules import one_cycle
+from fast_cifar.system.device import (
+    describe_device,
+    enough_memory,
+    peak_memory,
+    recording_gradients,
+    reproducible,
+    reset_peak_memory,
+)
+from fast_cifar.system.distributed import World, joined
+from fast_cifar.system.errors import UserError
+from fast_cifar.system.signals import Stopped, StopRequest, stop_on_signal
 
 Log = Callable[[str], None]
 
@@ -148,3 +167,227 @@ def _train_alone(
 ) -> dict[str, Any]:
     with reproducible(options.seed, workspace.device, deterministic=options.deterministic):
         return Run(workspace, parts, options, folder, log).to_the_end()
+
+
+class Diverged(UserError):
+    """The loss became infinite or NaN."""
+
+
+def cycle_steps(options: TrainOptions, steps_per_epoch: int) -> tuple[int, int]:
+    """(steps of the run, 0-based step of the peak).
+
+    Raises:
+        UserError: too few steps to climb and to come down.
+    """
+    total = options.epochs * steps_per_epoch
+    peak = options.peak_epoch * steps_per_epoch - 1 if options.peak_epoch else max(1, round(total * 5 / 24) - 1)
+    if not 0 < peak < total - 1:
+        raise UserError(
+            f"too few steps for a cycle: {options.epochs} epochs of {steps_per_epoch}; "
+            "use more --epochs, more images, or a smaller --batch-size"
+        )
+    return total, peak
+
+
+class Run:
+    """The epochs of a run.
+
+    Args:
+        workspace: machine and data.
+        parts: of this workspace; another run may have used them before.
+        options: resolved; `runs` does not count here.
+        folder: exists, with its configuration; a last.pt in it is where the run goes on.
+        log: takes each line for the screen.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        parts: Parts,
+        options: TrainOptions,
+        folder: RunFolder,
+        log: Callable[[str], None],
+    ) -> None:
+        self.workspace, self.parts, self.options, self.folder, self.log = workspace, parts, options, folder, log
+        self.loader, self.eval_loaders = parts.loader, parts.eval_loaders
+        self.model, self.step = parts.model, parts.step
+        total, peak = cycle_steps(options, len(self.loader))
+        self.multiplier = one_cycle(total, peak, options.lr_min, options.lr_max)
+        self.state = RunState(workspace, parts, options, folder, self.multiplier, log)
+        self.world = workspace.world
+        self.stop = StopRequest(self.world.any)
+        self.save_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+
+    def to_the_end(self) -> dict[str, Any]:
+        workspace, options = self.workspace, self.options
+        self.state.restore()
+        self.history = self.world.from_main(self.folder.cut_history(self.state.epoch) if self.world.is_main else [])
+        for line in console.opening_lines(workspace, options, describe_device(workspace.device), len(self.loader)):
+            self.log(line)
+        if not style.matplotlib_available():
+            self.log(run_images.NO_MATPLOTLIB)
+        compile_seconds = self._warm_up()
+        started = time.perf_counter()
+        first = self.state.epoch
+        evaluation = None
+        with (
+            stop_on_signal(self.stop, self._announce_stop, patient=self.world.size > 1),
+            checkpoint.Writer(workspace.device, keep={self.folder.last: self.folder.previous}) as writer,
+            tqdm(
+                total=options.epochs, initial=first, desc="epochs", unit="epoch", disable=None, dynamic_ncols=True
+            ) as bar,
+        ):
+            for epoch in range(first + 1, options.epochs + 1):
+                try:
+                    evaluation = self._one_epoch(epoch, writer)
+                except Stopped:
+                    self._refuse_divergence(epoch, [self.state.tally.over(self.world).loss])
+                    self._save(writer, self.state.last_checkpoint())
+                    raise KeyboardInterrupt from None
+                pace = (time.perf_counter() - started) / (epoch - first)
+                counts = {split: len(workspace.split(split)) for split in self.eval_loaders}
+                self.log(console.epoch_line(self.history[-1], options.epochs, counts, pace * (options.epochs - epoch)))
+                bar.set_postfix_str(console.epoch_glance(self.history[-1]), refresh=False)
+                bar.update()
+        return self._finish(evaluation or self._evaluate(workspace.judge), compile_seconds)
+
+    def _announce_stop(self) -> None:
+        self.log("stopping after this step; once more to stop at once")
+
+    def _warm_up(self) -> float:
+        """Compiles loader and step, if asked to, so that no epoch's throughput contains it; returns the seconds."""
+        if not self.step.needs_warm_up:
+            return 0.0
+        started = time.perf_counter()
+        self.step.warm_up(*next(iter(self.loader)))
+        if self.step.note:
+            self.log(self.step.note)
+        return time.perf_counter() - started
+
+    def _one_epoch(self, epoch: int, writer: checkpoint.Writer) -> Evaluation | None:
+        """Trains, evaluates, writes history, orders checkpoints; returns the evaluation that judges the run, if any."""
+        options = self.options
+        self.loader.set_epoch(epoch - 1)
+        if self.world.size > 1:  # dropout is to differ between the slices of a batch
+            torch.manual_seed(int(np.random.SeedSequence([options.seed, epoch, self.world.rank]).generate_state(1)[0]))
+        self._train_what_is_left(epoch, writer)
+        started = time.perf_counter()
+        evaluations: dict[str, Evaluation | None] = dict.fromkeys(self.eval_loaders)
+        if epoch % options.eval_every == 0 or epoch == options.epochs:
+            evaluations = {split: self._evaluate(split) for split in self.eval_loaders}
+        row = self._row(epoch, self.state.tally.over(self.world), evaluations) | {
+            "evaluation_seconds": time.perf_counter() - started
+        }
+        self._refuse_divergence(epoch, [value for key, value in row.items() if key.endswith("_loss")])
+        if self.world.is_main:
+            self.folder.append_history(row)
+        self.history.append(row)
+        self.state.finish_epoch()
+        started = time.perf_counter()
+        self._save(writer, self.state.checkpoints(row))
+        self.save_seconds += time.perf_counter() - started
+        return evaluations[self.workspace.judge]
+
+    def _train_what_is_left(self, epoch: int, writer: checkpoint.Writer) -> None:
+        """Trains on the rest of an epoch, of which a checkpoint may have been written in the middle."""
+        steps, every = len(self.loader), self.options.checkpoint_steps or len(self.loader)
+        batches = self.loader.batches(self.state.tally.steps)
+        while self.state.tally.steps < steps:
+            some = itertools.islice(batches, every - self.state.tally.steps % every)
+            train_epoch(
+                self.step,
+                some,
+                self.state.scheduler,
+                self.state.tally,
+                check=self.stop.check,
+                title=f"epoch {epoch}/{self.options.epochs}",
+                steps=steps,
+            )
+            if self.state.tally.steps < steps:
+                self._refuse_divergence(epoch, [self.state.tally.over(self.world).loss])
+                self._save(writer, self.state.last_checkpoint())
+
+    def _refuse_divergence(self, epoch: int, losses: list[float | None]) -> None:
+        if all(math.isfinite(loss) for loss in losses if loss is not None):
+            return
+        kept = f"; {self.folder.path} keeps the epochs before" if self.state.epoch else ""
+        raise Diverged(
+            f"the loss diverged in epoch {epoch}, at learning rates up to {self.options.lr_max:g}; "
+            f"lower --lr-max (run_lrfind.py measures one){kept}"
+        )
+
+    def _save(self, writer: checkpoint.Writer, checkpoints: dict[Path, dict[str, Any]]) -> None:
+        if self.world.is_main:
+            writer.save(checkpoints)
+
+    def _row(self, epoch: int, tally: Tally, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
+        last_step = max(0, self.state.scheduler.last_epoch - 1)  # float16 may have skipped some
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "lr": self.options.lr_max * self.multiplier(last_step),
+            "train_loss": tally.loss,
+            "train_accuracy": tally.accuracy,
+        }
+        for split in ("val", "test") if "val" in evaluations else ("test",):
+            evaluation = evaluations.get(split)
+            row[f"{split}_loss"] = evaluation.loss if evaluation else None
+            row[f"{split}_accuracy"] = evaluation.accuracy if evaluation else None
+        return row | {"images_per_second": tally.images_per_second, "seconds": tally.seconds}
+
+    def _evaluate(self, split: str) -> Evaluation:
+        loader = self.eval_loaders[split]
+        alone = self.world.size == 1
+        self.world.share_buffers(self.model)
+        with self.parts.answering():
+            self.world.share_buffers(self.model)  # each process averages its own
+            return evaluate(
+                self.model,
+                loader,
+                self.workspace.precision,
+                tta=self.options.tta,
+                check=self.stop.check if alone else lambda: None,  # shares may differ by a batch
+                world=self.world,
+                title=split,
+            )
+
+    def _finish(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
+        """Pictures, then the summary: a run folder with a summary is complete."""
+        summary = self._write_summary(evaluation, compile_seconds) if self.world.is_main else {}
+        return self.world.from_main(summary)
+
+    def _write_summary(self, evaluation: Evaluation, compile_seconds: float) -> dict[str, Any]:
+        workspace, last = self.workspace, self.history[-1]
+        headline = f"{workspace.data.name}: {evaluation.accuracy:.2%} after {self.state.epoch} epochs"
+        lrs = [self.options.lr_max * self.multiplier(step) for step in range(self.state.epoch * len(self.loader))]
+        run_images.opening_pictures(self.folder.path, workspace, self.loader, lrs)
+        run_images.closing_pictures(self.folder.path, workspace, self.history, evaluation, headline)
+        seconds = sum(row["seconds"] for row in self.history)
+        images = sum(row["images_per_second"] * row["seconds"] for row in self.history)
+        tested = [row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None]
+        summary = {
+            "test_accuracy": evaluation.accuracy if tested else None,
+            "best_test_accuracy": max(tested, default=None),
+            "test_loss": evaluation.loss if tested else None,
+            "train_accuracy": last["train_accuracy"],
+            "train_loss": last["train_loss"],
+            **({"val_accuracy": last["val_accuracy"]} if "val" in self.eval_loaders else {}),
+            "epochs": self.state.epoch,
+            "seed": self.options.seed,
+            "seconds": seconds,
+            "images_per_second": images / seconds if seconds else 0.0,
+            "evaluation_seconds": sum(row["evaluation_seconds"] for row in self.history),
+            "save_seconds": self.save_seconds,
+            "compile_seconds": compile_seconds,
+            "peak_memory_bytes": peak_memory(workspace.device),
+            "dataset": workspace.data.name,
+            "device": describe_device(workspace.device),
+            "precision": workspace.precision.name,
+            "torch": str(torch.__version__),
+            "parameters": parameter_count(self.model),
+        }
+        self.folder.previous.unlink(missing_ok=True)
+        self.folder.write_summary(summary)
+        for line in console.closing_lines(summary, str(self.folder.path)):
+            self.log(line)
+        return summary

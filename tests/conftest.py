@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fast_cifar import engine, train
-from fast_cifar import figures as figures_module
-from fast_cifar import run as run_module
+from fast_cifar import engine, train, trainer
 from fast_cifar.options import TrainOptions
+from fast_cifar.plots import style
 from fast_cifar.report import report
-from fast_cifar.signals import Stopped, StopRequest
-from tests.pages import history, write_range_test, write_run, write_seeds
-from tests.sweeping import network_and_optimizer, red_or_not
+from fast_cifar.system.signals import Stopped, StopRequest
+from tests.helpers.pages import history, write_range_test, write_run, write_seeds
+from tests.helpers.sweeping import network_and_optimizer, red_or_not
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -62,7 +61,7 @@ class SmallNetwork(nn.Module):
 
 @pytest.fixture
 def small_network(monkeypatch):
-    for module in ("assembly", "checkpoint"):
+    for module in ("build", "runs.checkpoint"):
         monkeypatch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
 
 
@@ -94,7 +93,7 @@ def quick(class_folder, tmp_path_factory):
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
     """The figure of every picture that the test writes."""
     seen = []
-    original = figures_module.picture
+    original = style.picture
 
     @contextmanager
     def recording(*args):
@@ -102,7 +101,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
             seen.append(figure)
             yield figure
 
-    monkeypatch.setattr(figures_module, "picture", recording)
+    monkeypatch.setattr(style, "picture", recording)
     return seen
 
 
@@ -166,7 +165,7 @@ def interrupted_after(epochs, monkeypatch):
             raise KeyboardInterrupt
         return engine.train_epoch(step, batches, scheduler, tally, **keywords)
 
-    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
 
 
 def stopped_at_check(n, monkeypatch):

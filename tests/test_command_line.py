@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from fast_cifar.command_line import parse
-from fast_cifar.errors import UserError
 from fast_cifar.options import RangeTestOptions, TrainOptions
+from fast_cifar.system.errors import UserError
 
 CONTRACT_TRAIN = [
     "--data",

@@ -7,7 +7,7 @@ from torch import nn
 
 from fast_cifar.custom_resnet import CustomResNet, MaxPool2, parameter_count, probabilities
 from fast_cifar.optimizer import make_optimizer
-from fast_cifar.runtime import Precision
+from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
 
 

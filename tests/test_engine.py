@@ -11,7 +11,7 @@ from fast_cifar.engine import evaluate, train_epoch
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.schedules import one_cycle
 from fast_cifar.train_step import TrainStep
-from tests.test_train_step import FP32, batches, network
+from tests.helpers.stepping import FP32, batches, network
 
 
 def epoch_of(model, data):

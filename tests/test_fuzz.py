@@ -17,13 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fast_cifar import TrainOptions, checkpoint, predict, train
-from fast_cifar.datasets import load_dataset
-from fast_cifar.errors import UserError
-from fast_cifar.evaluation import evaluate_checkpoint
-from fast_cifar.option_fields import flag_of
-from tests import fake_cifar
+from fast_cifar import TrainOptions, predict, train
+from fast_cifar.data.load import load_dataset
+from fast_cifar.options import flag_of
+from fast_cifar.predict import evaluate_checkpoint
+from fast_cifar.runs import checkpoint
+from fast_cifar.system.errors import UserError
 from tests.conftest import SmallNetwork, picture, rows, silent, stopped_at_check, write_class_folder
+from tests.helpers import fake_cifar
 
 CASES = int(os.environ.get("FAST_CIFAR_FUZZ", "0"))
 HTML = b"<!DOCTYPE html>\n<html><body>Sign in to the campus network</body></html>\n"
@@ -178,9 +179,9 @@ def outcome(action, names, case):
 @pytest.fixture(scope="module", autouse=True)
 def quick_and_small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("assembly", "checkpoint"):
+        for module in ("build", "runs.checkpoint"):
             patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
-        patch.setattr("fast_cifar.runtime.has_compiler", lambda: False)
+        patch.setattr("fast_cifar.system.device.has_compiler", lambda: False)
         place = (
             tmp_path_factory.mktemp("work") / "a/b/c"
         )  # whatever folder a damaged configuration names, it is in here
@@ -263,7 +264,7 @@ def copy_of(interrupted, tmp_path):
 @pytest.fixture
 def without_pictures(monkeypatch):
     for name in ("opening_pictures", "closing_pictures"):
-        monkeypatch.setattr(f"fast_cifar.gallery.{name}", lambda *_: None)
+        monkeypatch.setattr(f"fast_cifar.plots.run_images.{name}", lambda *_: None)
 
 
 def assert_same(a, b, case):

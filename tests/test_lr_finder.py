@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fast_cifar.assembly import assemble
-from fast_cifar.errors import UserError
+from fast_cifar.build import assemble
 from fast_cifar.lr_finder import find_lr, next_command, range_test, sweep
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.options import RangeTestOptions
-from fast_cifar.runtime import Precision
+from fast_cifar.system.device import Precision
+from fast_cifar.system.errors import UserError
 from fast_cifar.train_step import TrainStep
-from tests.sweeping import network
-from tests.test_snapshot import flat
+from tests.helpers.states import flat
+from tests.helpers.sweeping import network
 
 
 @pytest.mark.parametrize("used", [False, True])
@@ -67,7 +67,7 @@ def answer(monkeypatch):
     """Makes the losses up, a list for each sweep: `answer([2.3, ...], ...)`."""
 
     def patch(*curves):
-        for module in ("lr_finder", "assembly"):
+        for module in ("lr_finder", "build"):
             monkeypatch.setattr(
                 f"fast_cifar.{module}.TrainStep",
                 lambda model, optimizer, *_, **__: Answering(model, optimizer, curves),

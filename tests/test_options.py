@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fast_cifar.errors import UserError
 from fast_cifar.options import SPEEDRUN, RangeTestOptions, TrainOptions
+from fast_cifar.system.errors import UserError
 
 
 def test_the_defaults_are_the_recipe():

@@ -14,13 +14,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from fast_cifar.augment import apply, draw
 from fast_cifar.command_line import parse
-from fast_cifar.errors import UserError, run_script
-from fast_cifar.files import atomic_write
-from fast_cifar.option_fields import flag_of
-from fast_cifar.options import MACHINE, RangeTestOptions, TrainOptions
-from fast_cifar.run_folder import RunFolder
+from fast_cifar.options import MACHINE, RangeTestOptions, TrainOptions, flag_of
+from fast_cifar.runs.run_folder import RunFolder
 from fast_cifar.schedules import exponential_sweep, one_cycle
-from tests.test_augment import MEAN, NAMES, STD, random_images, seeded, torchvision_reference
+from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.files import atomic_write
+from tests.helpers.augmenting import MEAN, NAMES, STD, random_images, seeded, torchvision_reference
 
 
 def refusal(action):

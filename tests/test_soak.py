@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import soak
+from tests.helpers import soak
 
 LINE = re.compile(
     r"soak: 6 runs, (\d+) interruptions, \d+ double, memory \d+ -> \d+ MiB, open files (\d+) -> (\d+), "
@@ -17,7 +17,7 @@ LINE = re.compile(
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measures as Linux does")
 def test_a_few_interrupted_runs_leave_nothing_behind():
-    command = [sys.executable, "-m", "tests.soak", "--runs", "6"]
+    command = [sys.executable, "-m", "tests.helpers.soak", "--runs", "6"]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     said = LINE.fullmatch(done.stdout)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fast_cifar import cache
-from fast_cifar.splits import Dataset, Split
-from tests import fake_cifar
+from fast_cifar.data import cache
+from fast_cifar.data.splits import Dataset, Split
 from tests.conftest import rows, without_times
-from tests.test_download import Server, resumable
+from tests.helpers import fake_cifar
+from tests.helpers.archive_server import Server, resumable
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,12 +27,12 @@ WORKER = """
 import json, sys
 import pytest
 from fast_cifar import TrainOptions, train
-from fast_cifar.errors import run_script
-from tests import fake_cifar
+from fast_cifar.system.errors import run_script
+from tests.helpers import fake_cifar
 from tests.conftest import SmallNetwork, silent
 
 patch = pytest.MonkeyPatch()
-for module in ("assembly", "checkpoint"):
+for module in ("build", "runs.checkpoint"):
     patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
 if len(sys.argv) > 1:
     fake_cifar.publish(patch, "cifar10", open(sys.argv[1], "rb").read())

@@ -5,42 +5,17 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fast_cifar import train_step
 from fast_cifar.engine import evaluate
 from fast_cifar.optimizer import make_optimizer, make_scheduler
-from fast_cifar.runtime import Precision
 from fast_cifar.schedules import one_cycle
+from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
 from tests.conftest import DEVICES, needs_cuda
+from tests.helpers.stepping import FP32, batches, network
 
-FP32 = Precision("cpu", torch.float32)
 BF16 = Precision("cpu", torch.bfloat16)
-
-
-def network(seed=0, device="cpu"):
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 4, bias=False),
-    )
-    return model.to(device)
-
-
-def batches(count=6, size=16, device="cpu"):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        (
-            torch.randn(size, 3, 8, 8, generator=generator).to(device),
-            torch.randint(4, (size,), generator=generator).to(device),
-        )
-        for _ in range(count)
-    ]
 
 
 def train_by_hand(model, optimizer, smoothing=0.0, device="cpu"):

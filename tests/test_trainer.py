@@ -6,9 +6,8 @@ import json
 import pytest
 import torch
 
-from fast_cifar import TrainOptions, engine, train
-from fast_cifar import run as run_module
-from fast_cifar.errors import UserError
+from fast_cifar import TrainOptions, engine, train, trainer
+from fast_cifar.system.errors import UserError
 from tests.conftest import interrupted_after, rows, silent
 
 
@@ -21,7 +20,7 @@ def test_the_configuration_is_resolved(run):
 
 
 def test_a_finished_run_says_so_and_trains_no_more(run, monkeypatch):
-    monkeypatch.setattr(run_module, "train_epoch", None)
+    monkeypatch.setattr(trainer, "train_epoch", None)
     lines = []
     assert train(TrainOptions(resume=str(run[0])), log=lines.append) == run[1]
     assert "is finished" in lines[0]
@@ -112,7 +111,7 @@ def test_paths_may_be_given_as_paths(small_network, quick, tmp_path, class_folde
 
 
 def test_the_kind_of_mixed_precision_is_written_as_it_came_out(small_network, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("fast_cifar.runtime.has_native_bf16", lambda device: True)
+    monkeypatch.setattr("fast_cifar.system.device.has_native_bf16", lambda device: True)
     train(quick(out=tmp_path, name="a", amp=True), log=silent)
     assert json.loads((tmp_path / "a/config.json").read_text())["amp_dtype"] == "bf16"
 
@@ -175,7 +174,7 @@ def test_out_of_memory_names_the_batch_size_and_leaves_no_folder(small_network, 
     def train_epoch(*positional, **keywords):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
     with pytest.raises(UserError, match="out of memory with --batch-size 8"):
         train(quick(out=str(tmp_path), name="a"), log=silent)
     assert not (tmp_path / "a").exists()
@@ -192,7 +191,7 @@ def test_several_runs_go_on_after_one_that_diverged_and_report_it(small_network,
             tally.loss_sum.fill_(float("nan"))
 
     epochs = itertools.count()
-    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
     lines = []
     with pytest.raises(UserError, match=r"1 of 3 runs failed; seed 0: the loss diverged in epoch 2"):
         train(quick(out=str(tmp_path), name="several", runs=3), log=lines.append)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fast_cifar.command_line import Parser
-from fast_cifar.errors import UserError, run_script
-from fast_cifar.files import atomic_write
 from fast_cifar.report import report
+from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.files import atomic_write
 
 NAME = "report.html"
 

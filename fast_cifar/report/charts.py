@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fast_cifar.range_test_plot import visible_losses
+from fast_cifar.plots.range_test import visible_losses
 from fast_cifar.report.page import Markup, tag
 from fast_cifar.report.records import Record, number
 from fast_cifar.report.svg import COLOURS, DASHES, DOT, Axis, Band, Line, Marker, chart, legend, round_step

@@ -8,12 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from fast_cifar.errors import UserError
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.report.charts import epoch_charts, range_test_chart
 from fast_cifar.report.formats import count, gibibytes, loss, percent, rate, seconds, text
 from fast_cifar.report.page import UNKNOWN, Markup, table, tag
 from fast_cifar.report.records import Record, number
+from fast_cifar.system.errors import UserError
 
 # File, caption, what someone who does not see it is told.
 PICTURES = (

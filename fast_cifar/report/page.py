@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Container, Iterable, Sequence
 
-from fast_cifar import figures
-from fast_cifar.grids import plain
+from fast_cifar.plots import style
+from fast_cifar.plots.grids import plain
 
 VOID = frozenset({"img", "meta"})  # elements that have no end tag
 UNKNOWN = "–"
@@ -15,8 +15,8 @@ STYLE = f"""
 :root {{
   color-scheme: light dark;
   --paper: #fff; --panel: #f4f6f8; --ink: #1b1f24; --quiet: #57606a; --rule: #d5dae0; --alarm: #9a3d00;
-  --blue: {figures.BLUE}; --vermillion: {figures.VERMILLION}; --green: {figures.GREEN}; --purple: {figures.PURPLE};
-  --orange: {figures.ORANGE};
+  --blue: {style.BLUE}; --vermillion: {style.VERMILLION}; --green: {style.GREEN}; --purple: {style.PURPLE};
+  --orange: {style.ORANGE};
 }}
 @media (prefers-color-scheme: dark) {{
   :root {{

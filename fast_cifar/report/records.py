@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_cifar.errors import UserError
-from fast_cifar.run_folder import RunFolder
+from fast_cifar.runs.run_folder import RunFolder
+from fast_cifar.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,238 @@
+"""Fetches one archive: resumes where it stopped, tries the next mirror, and never passes on unverified bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from fast_cifar.system.errors import UserError
+
+if os.name == "posix":
+    import fcntl
+
+TIMEOUT = 30.0  # seconds without a byte before a connection counts as dropped
+RETRIES = 5  # connections in a row that may bring nothing, once something has come
+PAUSE = 2.0  # seconds before the next of them
+CHUNK = 1 << 16
+
+
+class TransferError(Exception):
+    """Why a server did not deliver; the next one may."""
+
+
+def download(urls: Sequence[str], path: Path, md5: str) -> None:
+    """Downloads an archive to `path` from the first of several servers that has it.
+
+    The bytes gather in `<path>.part`, which outlives an interruption: the next attempt, in this process or a later one
+    and from any of the servers, asks for what is missing. Only when their MD5 is right are they renamed to `path`.
+    A second process that wants the same archive waits, and takes what the first one fetched.
+
+    Args:
+        urls: full http or https addresses of the archive, tried in order.
+        path: where the archive goes; its folder is made when it is missing.
+        md5: the archive's checksum, in hexadecimal.
+
+    Raises:
+        UserError: an address is malformed, no server delivered the archive, it cannot be written, or another process
+            writes it where that cannot be locked out.
+    """
+    for url in urls:
+        _require_web_address(url)
+    part = path.with_name(f"{path.name}.part")
+    failures = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_in(path.parent):
+            if path.exists():
+                return
+            for url in urls:
+                try:
+                    _fetch_verified(url, part, md5)
+                except TransferError as error:
+                    failures.append(f"{urlsplit(url).netloc.rpartition('@')[2]}: {_one_line(error)}")
+                else:
+                    part.replace(path)
+                    return
+    except OSError as error:
+        raise UserError(f"cannot write {part} ({_reason(error)}); mend that or give another --data-dir") from error
+    raise UserError(
+        f"cannot download {path.name} ({'; '.join(failures)}); go on with --mirror URL (another server), "
+        f"--data /path/to/{path.name} (a copy you have) or --data synthetic (no download)"
+    )
+
+
+def file_md5(path: Path) -> str:
+    """The MD5 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes from downloading into `folder` meanwhile, where its file system can lock a folder.
+
+    Where it cannot (Windows, some network drives), two that fetch the same archive at once write into the same `.part`.
+    Each finds that out by the length of it and ends with an error; started again, it goes on from there or anew.
+    """
+    if os.name != "posix":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _require_web_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UserError(f"--mirror {url!r} is not a web address; give the archive's full http:// or https:// URL")
+
+
+def _fetch_verified(url: str, part: Path, md5: str) -> None:
+    """Completes `part` from one server; bytes found there that prove wrong are given up for a fresh start, once."""
+    resumed = _size(part) > 0
+    try:
+        _fetch(url, part)
+    except TransferError:
+        if part.exists() and file_md5(part) == md5:  # it is whole, and the server was wrong about its length
+            return
+        raise
+    if file_md5(part) == md5:
+        return
+    part.unlink()
+    if not resumed:
+        raise TransferError("it sent something else than the archive (wrong MD5)")
+    _fetch_verified(url, part, md5)
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Connects again after a drop, as long as that brings bytes never reached before."""
+    farthest, patience = _size(part), 0
+    with tqdm(desc=part.stem, unit="B", unit_scale=True, disable=None) as bar:
+        while True:
+            try:
+                _receive(url, part, bar)
+                return
+            except TransferError:
+                if _size(part) > farthest:
+                    farthest, patience = _size(part), RETRIES
+                elif patience == 0:
+                    raise
+                else:
+                    patience -= 1
+            time.sleep(PAUSE)
+
+
+def _receive(url: str, part: Path, bar: tqdm) -> None:
+    """One connection: adds to `part` what the server sends, until the end of the archive.
+
+    Raises:
+        TransferError: the server refused, stalled, or hung up early.
+        OSError: `part` cannot be written.
+    """
+    offset = _size(part)
+    response = _request(url, offset)
+    if response is None:
+        return
+    with response:
+        start, total = _extent(response)
+        if start != offset:
+            part.unlink(missing_ok=True)
+        if start in (0, offset):
+            _append(response, part, bar, start, total)
+    if start not in (0, offset):
+        if offset == 0:
+            raise TransferError("it sent a part of the archive when asked for all of it")
+        _receive(url, part, bar)
+    elif total is not None and _size(part) < total:
+        raise TransferError(f"the connection broke off after {_size(part):,} of {total:,} bytes, which are kept")
+
+
+def _append(response: http.client.HTTPResponse, part: Path, bar: tqdm, start: int, total: int | None) -> None:
+    bar.reset(total)
+    bar.initial = bar.n = bar.last_print_n = start
+    bar.refresh()
+    """Adds what is left of an answer; refuses to mix it with what another process adds."""
+    with part.open("ab") as file:
+        reached = start
+        while chunk := _read(response):
+            if os.fstat(file.fileno()).st_size != reached:
+                raise UserError(f"another process is writing {part}, too; when it has ended, start this one again")
+            file.write(chunk)
+            file.flush()
+            reached += len(chunk)
+            bar.update(len(chunk))
+
+
+def _request(url: str, offset: int) -> http.client.HTTPResponse | None:
+    """Asks for the archive from byte `offset` on; None when the server says that there is nothing beyond it."""
+    headers = {"User-Agent": "fast_cifar", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
+            return None
+        raise TransferError(f"HTTP {error.code} {error.reason}".strip()) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise TransferError(_reason(error)) from error
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read1(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise TransferError(_reason(error)) from error
+
+
+def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """Where in the archive the server's answer begins (-1: it does not say), and how long the archive is, if known."""
+    if response.headers.get_content_type() == "text/html":
+        raise TransferError("it sent a web page instead of the archive")
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+        extent = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip())
+        if extent is None:
+            return -1, None
+        return int(extent[1]), None if extent[2] == "*" else int(extent[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if re.fullmatch(r"\d{1,18}", length) else None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        error = error.reason
+    if isinstance(error, TimeoutError):
+        return f"no answer for {TIMEOUT:g} seconds"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _one_line(error: TransferError) -> str:
+    """What happened, of which a part may be a server's own words: no line breaks, nothing that drives a terminal."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return textwrap.shorten(printable, 200, placeholder=" ...")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,76 @@
+"""Where images come from: the official archives, a folder of images, or the built-in synthetic set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fast_cifar.data import cifar, image_folder, synthetic
+from fast_cifar.data.splits import Dataset, Split, balanced_subset, hold_out
+from fast_cifar.system.errors import UserError
+
+__all__ = ["Dataset", "Split", "balanced_subset", "hold_out", "load_dataset"]
+
+SYNTHETIC_TRAIN = 10_000
+SYNTHETIC_TEST = 2_000
+
+
+def load_dataset(
+    name_or_path: str | Path, data_dir: str | Path = "data", *, mirrors: Sequence[str] = (), resize: bool = False
+) -> Dataset:
+    """Loads a data set into memory.
+
+    Args:
+        name_or_path: "cifar10" or "cifar100" (downloaded when not yet in `data_dir`), "synthetic" (made from a seed), a
+            folder with `train/<class>/*.png|jpg` and `test/<class>/*`, or a copy of the official
+            `cifar-10-python.tar.gz` or `cifar-100-python.tar.gz` under any name.
+        data_dir: where downloads and decoded images are kept; made when something is first kept in it.
+        mirrors: full URLs of the official archive, tried in order instead of the official server.
+        resize: crop and scale the images of a folder that are not 32x32, instead of refusing them.
+
+    Returns:
+        The data set; its images are uint8 [N, 32, 32, 3].
+
+    Raises:
+        UserError: there are no such data, they are damaged or unsuitable, or they cannot be downloaded or kept.
+    """
+    name, data_dir = str(name_or_path), Path(data_dir)
+    if name in cifar.SIZES:
+        return cifar.load_official(name, data_dir, mirrors)
+    if name == "synthetic":
+        return _synthetic()
+    if os.path.isdir(name):
+        return image_folder.load_folder(Path(name), data_dir, resize=resize)
+    if os.path.isfile(name):
+        return cifar.load_local(Path(name), data_dir)
+    raise UserError(_unknown(name))
+
+
+def _synthetic() -> Dataset:
+    train = Split(*synthetic.generate(SYNTHETIC_TRAIN, seed=0))
+    test = Split(*synthetic.generate(SYNTHETIC_TEST, seed=1))
+    return Dataset("synthetic", train, test, list(synthetic.CLASSES))
+
+
+def count_classes(name_or_path: str | Path) -> int:
+    """How many classes the data have, without loading them: a local archive is taken for CIFAR-10.
+
+    Raises:
+        UserError: there are no such data.
+    """
+    name = str(name_or_path)
+    if name in ("cifar10", "cifar100", "synthetic"):
+        return 100 if name == "cifar100" else 10
+    if os.path.isdir(name):
+        return sum(entry.is_dir() and not entry.name.startswith(".") for entry in Path(name).glob("train/*"))
+    if os.path.isfile(name):
+        return 10
+    raise UserError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"no data called {name!r}: give cifar10, cifar100, synthetic, the path of an image folder, "
+        "or the path of cifar-10-python.tar.gz"
+    )

@@ -1,0 +1,100 @@
+"""What a data set is once it is loaded, and how a part of one is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fast_cifar.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels: `images` uint8 [N, H, W, 3], `labels` int64 [N] (indices into the classes)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split over the same classes; `name` is short enough to show and to name a run by."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: list[str]
+
+
+def balanced_subset(split: Split, n: int) -> Split:
+    """`n` images of the split, as many of each class as can be, in the split's own order.
+
+    The choice is fixed: it depends on the labels and `n` alone, whatever the run's seed, and a smaller subset lies
+    inside a larger one. Where `n` is no multiple of the class count, or a class has too few images, the others fill up.
+
+    Args:
+        split: the images to choose from.
+        n: how many; at least one image a class. As many as there are, or more, means all.
+
+    Raises:
+        UserError: `n` is too small to hold every class.
+    """
+    if n >= len(split):
+        return split
+    classes = _class_count(split.labels)
+    if n < classes:
+        raise UserError(
+            f"{n} images cannot hold all {classes} classes; --limit-train and --limit-test take {classes} or more"
+        )
+    return _take(split, _round_robin(split.labels)[:n])
+
+
+def hold_out(split: Split, n: int) -> tuple[Split, Split]:
+    """Divides a split into what remains and `n` images held out, as many of each class as can be.
+
+    The choice is fixed, as in `balanced_subset`, and both sides keep the split's own order.
+
+    Returns:
+        (train, val), with len(val) == n.
+
+    Raises:
+        UserError: a class would have no image left on one of the two sides.
+    """
+    order = _round_robin(split.labels)
+    least, most = _class_count(split.labels), _before_first_exhausted(split.labels[order])
+    if most < least:
+        raise UserError(f"--val-split {n} needs two training images of every class, and a class has only one")
+    if not least <= n <= most:
+        raise UserError(
+            f"--val-split {n} would leave a class empty; give {least} to {most} for these {len(split)} images"
+        )
+    return _take(split, order[n:]), _take(split, order[:n])
+
+
+def _take(split: Split, indices: Tensor) -> Split:
+    indices = indices.sort().values
+    return Split(split.images[indices], split.labels[indices])
+
+
+def _class_count(labels: Tensor) -> int:
+    return int(labels.bincount().count_nonzero())
+
+
+def _round_robin(labels: Tensor) -> Tensor:
+    """All indices, int64 [N]: one of each class, then a second of each, and so on, in a fixed random order."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = labels.bincount()
+    rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    return by_class[rank_in_class.argsort(stable=True)]
+
+
+def _before_first_exhausted(labels: Tensor) -> int:
+    """How many leading labels can be taken away before some class is gone from the rest."""
+    last_of_class = {label: i for i, label in enumerate(labels.tolist())}
+    return min(last_of_class.values())

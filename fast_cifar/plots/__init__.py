@@ -1,0 +1,1 @@
+"""The one place that draws: curves, heat maps and grids of images."""

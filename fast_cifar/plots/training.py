@@ -1,0 +1,169 @@
+"""Curves and heat maps of a run, one PNG each, drawn with matplotlib: ask `style.matplotlib_available` first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fast_cifar.plots import style
+from fast_cifar.plots.grids import plain
+from fast_cifar.plots.style import BLUE, FAINT, GREEN, VERMILLION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+SPLITS = (("train", BLUE, "-", "o"), ("val", GREEN, "-.", "^"), ("test", VERMILLION, "--", "s"))
+NUMBERS_UP_TO = 20  # classes: above it the cells are too small for numbers
+
+
+def schedule(path: str | Path, lrs: Sequence[float], steps_per_epoch: int) -> None:
+    """Draws the learning rate against the epochs, with LRMAX, its epoch, and LRMIN at both ends.
+
+    A step is drawn at the number of epochs that are done after it: the last step of epoch 5 at 5.
+
+    Args:
+        path: the PNG to write; its folder exists.
+        lrs: the rate of every step of the run, at least one.
+        steps_per_epoch: at least 1.
+    """
+    epochs = [(step + 1) / steps_per_epoch for step in range(len(lrs))]
+    peak = int(np.argmax(lrs))
+    highest = f"LRMAX {lrs[peak]:.3g}, max at epoch {peak // steps_per_epoch + 1}"
+    with style.picture(path, 12, 5) as figure:
+        axes = figure.subplots()
+        axes.plot(epochs, lrs, color=BLUE)
+        _mark(axes, epochs[0], lrs[0], f"LRMIN {lrs[0]:.3g}", above=False, side="left")
+        _mark(axes, epochs[peak], lrs[peak], highest, above=True, side="center")
+        _mark(axes, epochs[-1], lrs[-1], f"LRMIN {lrs[-1]:.3g}", above=False, side="right")
+        axes.set(title="One cycle", xlabel="epoch", ylabel="learning rate")
+        axes.set_ylim(-0.1 * lrs[peak], 1.12 * lrs[peak])  # room for the texts
+        _whole_epochs(axes)
+
+
+def curves(path: str | Path, history: Sequence[dict], title: str) -> None:
+    """Draws loss and accuracy of train, test and (if held out) validation against the epochs, and the gap between them.
+
+    Args:
+        path: the PNG to write; its folder exists.
+        history: rows of metrics.jsonl, at least one: `epoch`, and `SPLIT_loss` and `SPLIT_accuracy` (in [0, 1]) for the
+            splits train, test and val. What is absent, null or not finite is left out.
+        title: stands above both panels.
+    """
+    with style.picture(path, 12, 5) as figure:
+        figure.suptitle(plain(title), parse_math=False)
+        loss, accuracy = figure.subplots(1, 2)
+        values = _draw_metric(loss, history, "loss", 1, "{:.4f}")
+        loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)", ylim=(0, 1.1 * max(values, default=1)))
+        values = _draw_metric(accuracy, history, "accuracy", 100, "{:.2f} %")
+        accuracy.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
+        accuracy.set_ylim(max(min(values, default=0) - 5, 0), 101)
+
+
+def confusion(path: str | Path, matrix: Tensor, classes: Sequence[str]) -> None:
+    """Draws a confusion matrix as a heat map, and each class's accuracy beside it.
+
+    Args:
+        path: the PNG to write; its folder exists.
+        matrix: int64 [C, C] on the CPU, rows the true class, columns the predicted one. A class without images is a row
+            of zeros.
+        classes: C names. Up to 20 classes the cells hold their counts.
+    """
+    correct, total = int(matrix.trace()), int(matrix.sum())
+    height = min(4 + 0.45 * len(classes), 16)
+    with style.picture(path, max(height, 12), height) as figure:
+        figure.suptitle(f"Confusion matrix: {correct}/{total} correct ({100 * correct / max(total, 1):.2f} %)")
+        heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+        _draw_heat(heat, matrix, classes)
+        _draw_class_accuracy(bars, matrix)
+
+
+def _draw_metric(axes: Axes, history: Sequence[dict], metric: str, scale: float, number: str) -> list[float]:
+    """One line a split, its last value in the legend, and the gap between train and test shaded.
+
+    Returns:
+        Every value drawn.
+    """
+    known = {split: _points(history, f"{split}_{metric}", scale) for split, *_ in SPLITS}
+    for split, colour, line, marker in SPLITS:
+        if points := known[split]:
+            epochs, values = list(points), list(points.values())
+            look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+            axes.plot(epochs, values, label=f"{split} {number.format(values[-1])}", **look)
+    if both := [epoch for epoch in known["train"] if epoch in known["test"]]:
+        train, test = ([known[split][epoch] for epoch in both] for split in ("train", "test"))
+        gap = f"train − test {number.format(train[-1] - test[-1])}"
+        axes.fill_between(both, train, test, color=FAINT, alpha=0.35, linewidth=0, label=gap)
+    if any(known.values()):
+        axes.legend(title="last values", loc="best")
+    axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+    _whole_epochs(axes)
+    return [value for points in known.values() for value in points.values()]
+
+
+def _points(history: Sequence[dict], key: str, scale: float) -> dict[int, float]:
+    """Epoch -> scaled value, of the epochs where the value is known and finite."""
+    values = {row["epoch"]: row.get(key) for row in history}
+    return {epoch: scale * value for epoch, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _draw_heat(axes: Axes, matrix: Tensor, classes: Sequence[str]) -> None:
+    """The heat map, coloured by percent of the row; the square root lets rare mistakes be seen beside the diagonal."""
+    from matplotlib.colors import PowerNorm
+
+    numbers = len(classes) <= NUMBERS_UP_TO
+    percent = (100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    heat = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0, 100), aspect="auto")
+    scale = {"location": "bottom", "shrink": 0.6, "aspect": 40, "ticks": [0, 1, 5, 20, 50, 100]}
+    axes.figure.colorbar(heat, ax=axes, label="share of the true class (%)", **scale)
+    text = {"size": 11 if numbers else 6, "parse_math": False}
+    names = [_ellipsis(name) for name in classes]
+    slant = {"rotation": 45, "va": "top"} if numbers else {"rotation": 90, "va": "center"}
+    axes.set_xticks(range(len(names)), names, ha="right", rotation_mode="anchor", **slant, **text)
+    axes.set_yticks(range(len(names)), names, **text)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.grid(visible=False)
+    if numbers:
+        for row, column in np.ndindex(*percent.shape):
+            count, share = int(matrix[row, column]), percent[row, column]
+            axes.text(column, row, count, color=_ink_on(share) if count else FAINT, ha="center", va="center")
+
+
+def _ink_on(percent: float) -> str:
+    """The colour that is legible in a cell of the heat map."""
+    return "white" if percent > 50 else "black"
+
+
+def _draw_class_accuracy(axes: Axes, matrix: Tensor) -> None:
+    """One horizontal bar a class, level with its row of the heat map."""
+    images = matrix.sum(1)
+    percent = 100 * matrix.diagonal() / images.clamp(min=1)
+    bars = axes.barh(range(len(matrix)), percent.tolist(), color=BLUE)
+    if len(matrix) <= NUMBERS_UP_TO:
+        pairs = zip(percent.tolist(), images.tolist(), strict=True)
+        axes.bar_label(bars, [f"{value:.1f}" if known else "no images" for value, known in pairs], padding=3)
+    axes.tick_params(left=False, labelleft=False)
+    axes.grid(visible=False, axis="y")
+    axes.set(title="Accuracy by class", xlabel="accuracy (%)", xlim=(0, 124), xticks=(0, 50, 100))
+
+
+def _mark(axes: Axes, x: float, y: float, text: str, *, above: bool, side: str) -> None:
+    """A dot with a text above or below it, aligned to that side."""
+    axes.plot(x, y, "o", color=VERMILLION)
+    place = {"textcoords": "offset points", "ha": side, "va": "bottom" if above else "top"}
+    axes.annotate(text, (x, y), (0, 8 if above else -8), **place)
+
+
+def _whole_epochs(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=13, integer=True, min_n_ticks=1))
+
+
+def _ellipsis(name: str, longest: int = 18) -> str:
+    name = plain(name)
+    return name if len(name) <= longest else name[: longest - 1].rstrip() + "…"

@@ -1,0 +1,105 @@
+"""What a run says on the screen: accuracies as percentages, times as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fast_cifar.build import Workspace
+from fast_cifar.options import TrainOptions
+
+
+def opening_lines(workspace: Workspace, options: TrainOptions, device_name: str, steps_per_epoch: int) -> list[str]:
+    """What will be done, on what and with what."""
+    data = workspace.data
+    held_out = f", {len(workspace.val):,} held out" if workspace.val is not None else ""
+    tested = f"{len(data.test):,}" if workspace.tests else "no"
+    layout = "channels_last" if options.channels_last else "NCHW"
+    compiled = ", compiled" if options.compile else ""
+    processes = f"{workspace.world.size} processes, each on " if workspace.world.size > 1 else ""
+    peak = f"at epoch {options.peak_epoch}" if options.peak_epoch else "5/24 of the way"
+    lines = [
+        f"data      {data.name}: {len(data.train):,} training and {tested} test images{held_out}, "
+        f"{len(data.classes)} classes",
+        f"machine   {processes}{device_name}, {workspace.precision.name}, {layout}{compiled}, "
+        f"torch {torch.__version__}",
+        f"recipe    {options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images; one cycle "
+        f"{options.lr_min:g} -> {options.lr_max:g} ({peak}) -> {options.lr_min:g}",
+    ]
+    if workspace.precision.note:
+        lines.append(workspace.precision.note)
+    return lines
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], seconds_left: float) -> str:
+    """One epoch: LR, loss and accuracy of each split, the gap between training and test, throughput, and time left.
+
+    Args:
+        row: what `metrics.jsonl` holds.
+        counts: images in each held-out split: "test", and "val" if there is one.
+    """
+    width = len(str(epochs))
+    parts = [
+        f"epoch {row['epoch']:>{width}}/{epochs}",
+        f"lr {row['lr']:.6f}",
+        f"train {row['train_loss']:.4f} {row['train_accuracy']:.2%}",
+    ]
+    for split, count in counts.items():
+        accuracy = row[f"{split}_accuracy"]
+        if accuracy is not None:
+            correct = round(accuracy * count)
+            parts.append(f"{split} {row[f'{split}_loss']:.4f} {correct}/{count} ({accuracy:.2%})")
+    if row["test_accuracy"] is not None:
+        parts.append(f"gap {100 * (row['train_accuracy'] - row['test_accuracy']):+.2f}")
+    parts += [f"{row['images_per_second']:,.0f} images/sec", f"{row['seconds']:.1f} s", f"{clock(seconds_left)} left"]
+    return " | ".join(parts)
+
+
+def epoch_glance(row: Mapping[str, Any]) -> str:
+    """One epoch in a few words, for the end of a progress bar."""
+    judged = [(split, row.get(f"{split}_accuracy")) for split in ("val", "test")]
+    told = "".join(f", {split} {accuracy:.2%}" for split, accuracy in judged if accuracy is not None)
+    return f"loss {row['train_loss']:.4f}, train {row['train_accuracy']:.2%}{told}"
+
+
+def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
+    """The result of one run: the last epoch's accuracy is the headline."""
+    peak = summary["peak_memory_bytes"]
+    training = f"training {summary['train_accuracy']:.2%}"
+    if summary["test_accuracy"] is None:
+        headline = f"validation accuracy {summary['val_accuracy']:.2%} after the last epoch ({training})"
+    else:
+        headline = (
+            f"test accuracy {summary['test_accuracy']:.2%} after the last epoch "
+            f"(best {summary['best_test_accuracy']:.2%}, {training})"
+        )
+    return [
+        headline,
+        f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec"
+        + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else "")
+        + (f", at most {peak / 2**30:.2f} GiB of memory" if peak is not None else ""),
+        f"everything is in {folder}",
+    ]
+
+
+def several_line(summary: Mapping[str, Any]) -> str:
+    """The result of several runs: mean, 95 % interval of the mean, and spread."""
+    split = "validation" if summary.get("test_accuracy", 0) is None else "test"
+    if summary["n"] == 1:
+        return f"{split} accuracy {summary['mean']:.2%} (n = 1)"
+    half = (summary["interval"][1] - summary["interval"][0]) / 2
+    return (
+        f"{split} accuracy {summary['mean']:.2%} ± {100 * half:.2f} "
+        f"(95 % interval of the mean, n = {summary['n']}, standard deviation {100 * summary['std']:.2f})"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `7 s`, `4:05` or `1:04:05`."""
+    total = round(seconds)
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

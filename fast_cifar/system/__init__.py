@@ -1,0 +1,1 @@
+"""The machine and the process: device, distributed context, signals, files, and errors."""

@@ -1,0 +1,137 @@
+"""Welch's t-test against scipy, and what the comparison says of the files it is given."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from bench import compare
+from bench.compare import Welch, runs_to_tell, verdict, welch
+from fast_cifar.system.errors import run_script
+
+A, B = [0.9383, 0.9412, 0.9401], [0.9366, 0.9352, 0.9371, 0.9359]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Writes each dictionary to a file, compares them, and returns the exit code, the output and the error."""
+
+    def compared(*contents, options=()):
+        paths = []
+        for k, one in enumerate(contents):
+            paths.append(tmp_path / f"{'ab'[k]}.json")
+            paths[-1].write_text(json.dumps(one))
+        monkeypatch.setattr(sys, "argv", ["bench.compare", *map(str, paths), *options])
+        return run_script(compare.main), *capsys.readouterr()
+
+    return compared
+
+
+def summary(runs, **changes):
+    return {"test_accuracy": sum(runs) / len(runs), "runs": runs, "dataset": "cifar10", "epochs": 24} | changes
+
+
+def test_welchs_test_equals_scipys():
+    """scipy.stats.ttest_ind(A, B, equal_var=False), scipy 1.17."""
+    result = welch(A, B)
+    assert result.t == pytest.approx(3.8951782748809474)
+    assert result.freedom == pytest.approx(2.9625607732394004)
+    assert result.p == pytest.approx(0.030703105168041134, rel=1e-5)
+    assert result.interval == pytest.approx((0.0006493876498771325, 0.006683945683456503), rel=1e-4)
+
+
+def test_the_test_of_b_against_a_is_the_mirror_image():
+    ab, ba = welch(A, B), welch(B, A)
+    assert (ab.difference, ab.t, ab.p) == pytest.approx((-ba.difference, -ba.t, ba.p))
+    assert ab.interval == pytest.approx((-ba.interval[1], -ba.interval[0]))
+
+
+def test_welchs_test_equals_scipys_on_samples_of_any_size_where_it_is_installed():
+    stats, np = pytest.importorskip("scipy.stats"), pytest.importorskip("numpy")
+    generator = np.random.default_rng(0)
+    for n, m in ((2, 2), (3, 10), (20, 5)):
+        a, b = generator.normal(0.94, 0.002, n).tolist(), generator.normal(0.937, 0.001, m).tolist()
+        theirs, ours = stats.ttest_ind(a, b, equal_var=False), welch(a, b)
+        assert (ours.t, ours.p) == pytest.approx((theirs.statistic, theirs.pvalue), rel=1e-4)
+        assert ours.interval == pytest.approx(tuple(theirs.confidence_interval()), rel=1e-3)
+
+
+@pytest.mark.parametrize(("b", "p"), [([0.9, 0.9], 1.0), ([0.8, 0.8], 0.0)])
+def test_runs_that_repeat_themselves_differ_surely_or_not_at_all(b, p):
+    result = welch([0.9, 0.9, 0.9], b)
+    assert result.p == p
+    assert result.interval == (result.difference, result.difference)
+
+
+def test_the_number_of_runs_is_the_textbooks():
+    """Standard deviations of 1, a difference of 0.5, 80 % at the 5 % level: 2 * (1.96 + 0.8416)**2 / 0.25 = 62.8."""
+    one = [-1.0, 0.0, 1.0]
+    assert runs_to_tell(one, one, 0.5) == 63
+    assert runs_to_tell(one, one, 100.0) == 2
+
+
+def test_the_verdict_names_the_better_one_with_its_interval():
+    a = Welch(0.0031, (0.0005, 0.0057), 3.0, 4.0, 0.02)
+    assert verdict(a, 9, 0.2) == "A is better by 0.31 points [0.05 .. 0.57], p = 0.02"
+    b = Welch(-0.0031, (-0.0057, -0.0005), -3.0, 4.0, 0.0002)
+    assert verdict(b, 9, 0.2) == "B is better by 0.31 points [0.05 .. 0.57], p < 0.001"
+
+
+def test_without_a_difference_the_verdict_says_how_many_runs_would_tell():
+    none = Welch(-0.0004, (-0.002, 0.0012), -0.5, 4.0, 0.6)
+    text = verdict(none, 9, 0.2)
+    assert text.startswith("no difference can be told: A minus B is -0.04 points [-0.20 .. +0.12], p = 0.6")
+    assert text.endswith("about 9 runs of each would tell 0.2 points")
+
+
+def test_a_summary_and_a_file_of_results_are_compared(run, tmp_path):
+    recorded = {"command": "x", "summaries": [{"test_accuracy": one, "dataset": "cifar10", "epochs": 24} for one in B]}
+    path = tmp_path / "out.json"
+    status, printed, _ = run(summary(A), recorded, options=("--json", str(path)))
+    assert status == 0
+    assert "A is better by 0.37 points [0.06 .. 0.67], p = 0.031" in printed.splitlines()[-1]
+    assert "warning" not in printed
+    assert json.loads(path.read_text())["welch"]["p"] == pytest.approx(0.0307, abs=1e-4)
+
+
+def test_run_folders_are_compared_with_what_their_configurations_say(monkeypatch, tmp_path, capsys):
+    for name, runs, limit in (("a", A, 100), ("b", B, 200)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary(runs)))
+        (tmp_path / name / "config.json").write_text(json.dumps({"limit_test": limit, "runs": len(runs)}))
+    monkeypatch.setattr(sys, "argv", ["bench.compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert run_script(compare.main) == 0
+    printed = capsys.readouterr().out
+    assert "warning: they differ in limit_test: 100 and 200" in printed
+    assert "A is better" in printed
+
+
+def test_other_data_other_epochs_and_failed_runs_are_warned_of(run):
+    status, printed, _ = run(summary(A), summary(B, dataset="pets", epochs=8, failures=["seed 3: diverged"]))
+    assert status == 0
+    assert "warning: they differ in dataset: cifar10 and pets" in printed
+    assert "warning: they differ in epochs: 24 and 8" in printed
+    assert "1 runs of" in printed
+
+
+@pytest.mark.parametrize(
+    ("contents", "options", "named"),
+    [
+        ((summary(A), {"test_accuracy": 0.9}), (), "b.json has one run"),
+        ((summary(A[:1]), summary(B)), (), "a.json has one run"),
+        ((summary(A), {"beads": 3}), (), "b.json holds no test accuracies"),
+        ((summary(A), {"runs": 5}), (), "b.json holds no test accuracies"),
+        ((summary(A), [1, 2]), (), "b.json is damaged"),
+        ((summary(A),), ("nowhere.json",), "nowhere.json"),
+        ((summary(A), summary(B)), ("--tell", "0"), "--tell 0"),
+        ((summary(A),), (), "required"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_and_exit_code_2(run, contents, options, named):
+    status, _, error = run(*contents, options=options)
+    assert status == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error

@@ -1,0 +1,164 @@
+"""From measurements to Markdown: which columns a table has, what its cells say, and what stands above it."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.markdown import Column, accuracy_block, bench_block, markdown, value
+from fast_cifar.runs.stats import aggregate
+
+ENVIRONMENT = {"device": "NVIDIA H200", "torch": "2.15.0", "threads": 16, "when": "2026-11-21T04:12:25+00:00"}
+
+
+def lines(block):
+    return block.splitlines()
+
+
+def table(block):
+    """A table as one dictionary a row, title to cell."""
+    titles, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines(block) if line.startswith("|")
+    ]
+    return [dict(zip(titles, row, strict=True)) for row in rows]
+
+
+def rung(way, **more):
+    return {"way": way, "images_per_second": 1234.6, "min": 1000.0, "max": 2000.0, "repeats": 7} | more
+
+
+def device(bench, *rows, **changes):
+    return {bench: {"environment": ENVIRONMENT | changes, "command": f"python -m bench.{bench}", "rows": list(rows)}}
+
+
+def seed(k, **more):
+    row = {"seed": k, "dataset": "pictures", "images": 50_000, "epochs": 24, "batch_size": 512, "precision": "bf16"}
+    row |= {"compiled": True, "test_accuracy": 0.93 + 0.01 * k, "train_accuracy": 0.95, "images_per_second": 1000.0}
+    row |= {"total_seconds": 10.0 + k, "training_seconds": 8.0, "evaluation_seconds": 1.0, "saving_seconds": 0.5}
+    row |= {"compile_seconds": 0.25, "other_seconds": 0.25, "target": 0.9, "seconds_to_target": 6.0 + k}
+    return row | more
+
+
+def summary(**changes):
+    values = {"test_accuracy": 0.9012, "train_accuracy": 0.95, "epochs": 24, "batch_size": 512, "dataset": "cifar10"}
+    values |= {"parameters": 6_573_120}
+    return values | {"images_per_second": 1000.0, "device": "NVIDIA H200", "precision": "bf16"} | changes
+
+
+def test_a_column_that_is_empty_in_every_row_is_left_out():
+    columns = [Column(title, value(title)) for title in "abc"]
+    assert lines(markdown(columns, [{"a": 1, "b": None}, {"a": 2, "c": 3}])) == [
+        "| a | c |",
+        "| ---: | ---: |",
+        "| 1 | |",
+        "| 2 | 3 |",
+    ]
+
+
+def test_a_zero_is_a_value():
+    assert lines(markdown([Column("a", value("a"))], [{"a": 0}]))[-1] == "| 0 |"
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert lines(markdown([Column("a", value("a"), words=True)], [{"a": "x|y"}]))[-1] == r"| x\|y |"
+
+
+def test_the_rungs_of_the_training_step_have_the_numbers_that_were_measured():
+    first = rung("fp32", times_first=1.0, warm_up_seconds=0.0)
+    last = rung("bf16, loader", times_first=123.4, of_fixed_batch=1.0087, warm_up_seconds=24.34, mfu=0.417)
+    rows = table(bench_block("training", [device("training", first, last | {"peak_memory_bytes": 3 * 2**29})]))
+    assert rows[0]["images/sec, median [range]"] == "1,235 [1,000 .. 2,000]"
+    assert (rows[0]["of the matmul peak"], rows[0]["peak memory"], rows[0]["of a fixed batch"]) == ("", "", "")
+    assert rows[1] == {
+        "way": "bf16, loader",
+        "images/sec, median [range]": "1,235 [1,000 .. 2,000]",
+        "x first": "123",
+        "of a fixed batch": "100.9 %",
+        "of the matmul peak": "41.7 %",
+        "peak memory": "1.50 GiB",
+        "warm-up, s": "24.3",
+    }
+
+
+def test_the_ways_to_augment_are_compared_with_the_others_of_their_file():
+    way = rung("loader", times_torchvision=238.4, times_kornia=33.87, fraction_of_copy=0.2302)
+    (row,) = table(bench_block("augmentation", [device("augmentation", way)]))
+    assert (row["x torchvision"], row["x kornia"], row["of a copy"]) == ("238", "33.9", "23.0 %")
+
+
+def test_above_a_table_stand_its_device_conditions_and_command():
+    section = device("training", rung("a"), batch=512, steps=97, matmul_tflops=787.6)
+    assert lines(bench_block("training", [section]))[0] == (
+        "**NVIDIA H200** · torch 2.15.0 · 16 threads · 2026-11-21 · `python -m bench.training` · batch 512 · "
+        "97 steps a repeat · matmul peak 788 TFLOP/s · 7 interleaved repeats"
+    )
+
+
+def test_a_device_that_names_its_threads_does_not_name_them_twice():
+    section = device("training", rung("a"), device="cpu (AVX512, 2 threads)", threads=2)
+    assert lines(bench_block("training", [section]))[0].count("2 threads") == 1
+
+
+def test_there_is_a_table_for_each_device_that_measured_it_and_none_for_another():
+    devices = [device("training", rung("a")), device("augmentation", rung("b")), device("training", rung("c"))]
+    block = bench_block("training", devices)
+    assert block.count("**NVIDIA H200**") == 2
+    assert [line.split()[1] for line in lines(block) if line.endswith("|") and "1,235" in line] == ["a", "c"]
+    assert bench_block("end_to_end", devices) == ""
+
+
+def test_one_seed_has_no_spread():
+    (row,) = table(bench_block("end_to_end", [device("end_to_end", seed(0))]))
+    assert row["test accuracy"] == "93.00 %"
+    assert row["to the target, s"] == "6.0 (90 %)"
+    assert row["total, s"] == "10.0"
+    assert (row["data"], row["precision"]) == ("pictures, 50,000 images", "bf16, compiled")
+    assert "peak memory" not in row
+
+
+def test_several_seeds_are_one_row_of_means_with_their_spread():
+    rows = [seed(0, peak_memory_bytes=2**30), seed(1, peak_memory_bytes=2**31, compiled=True)]
+    (row,) = table(bench_block("end_to_end", [device("end_to_end", *rows)]))
+    low, high = aggregate(rows)["interval"]
+    assert row["n"] == "2"
+    assert row["test accuracy"] == f"93.50 % ± {100 * (high - low) / 2:.2f}"
+    assert row["to the target, s"] == "6.5 [6.0 .. 7.0] (90 %)"
+    assert row["total, s"] == "10.5 [10.0 .. 11.0]"
+    assert row["peak memory"] == "2.00 GiB"
+
+
+@pytest.mark.parametrize(("reached", "text"), [((None, None), "never (90 %)"), ((6.0, None), "1 of 2 runs (90 %)")])
+def test_a_target_that_a_seed_missed_has_no_mean_time(reached, text):
+    rows = [seed(k, seconds_to_target=seconds) for k, seconds in enumerate(reached)]
+    (row,) = table(bench_block("end_to_end", [device("end_to_end", *rows)]))
+    assert row["to the target, s"] == text
+
+
+def test_the_accuracy_of_several_seeds_has_its_interval_and_that_of_one_has_none():
+    several = [summary(test_accuracy=accuracy) for accuracy in (0.93, 0.94, 0.95)]
+    files = [{"command": "a", "summaries": several}, {"command": "b", "summaries": [summary()]}]
+    three, one = table(accuracy_block(files))
+    low, high = aggregate(several)["interval"]
+    assert three["test accuracy, last epoch"] == f"94.00 % ± {100 * (high - low) / 2:.2f}"
+    assert three["n"] == "3"
+    assert one["test accuracy, last epoch"] == "90.12 %"
+    assert one["training accuracy"] == "95.00 %"
+    assert one["parameters"] == "6,573,120"
+
+
+def test_a_title_takes_the_place_of_the_name_of_the_data():
+    files = [{"command": "a", "title": "CIFAR-10 (JPEG)", "summaries": [summary()]}]
+    files.append({"command": "b", "when": "2026-11-21T04:12:25+00:00", "summaries": [summary()]})
+    titled, plain = table(accuracy_block(files))
+    assert (titled["data"], titled["date"]) == ("CIFAR-10 (JPEG)", "")
+    assert (plain["data"], plain["date"]) == ("cifar10", "2026-11-21")
+
+
+def test_below_the_accuracies_stand_the_commands_that_made_them():
+    file = {"command": "python run_lrfind.py\npython run_train.py", "note": "It was cold.", "summaries": [summary()]}
+    assert lines(accuracy_block([file]))[-1] == (
+        "- cifar10, 24 epochs: `python run_lrfind.py`, then `python run_train.py`. It was cold."
+    )
+
+
+def test_without_runs_there_is_no_accuracy():
+    assert accuracy_block([]) == ""

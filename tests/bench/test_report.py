@@ -1,0 +1,326 @@
+"""The report: which benchmarks run, where their numbers go, and what becomes of the README."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+
+from bench import report
+from bench.markdown import between_markers
+from bench.report import command_line, slug
+from fast_cifar import train
+from fast_cifar.system.errors import UserError, run_script
+from tests.conftest import silent
+
+BLOCKS = ("accuracy", "training", "augmentation", "end_to_end")
+ENVIRONMENT = {"device": "abacus", "torch": "2.15.0", "threads": 2, "when": "2026-11-21T04:12:25+00:00"}
+END = "<!-- bench.report: end -->"
+
+
+def begin(name):
+    return f"<!-- bench.report: {name} -->"
+
+
+def empty_readme():
+    return "# Title\n" + "".join(f"\n## {name}\n\n{begin(name)}\n{END}\n\nprose\n" for name in BLOCKS)
+
+
+def row(bench, rate=100.0):
+    if bench != "end_to_end":
+        return {"way": "beads", "images_per_second": rate, "min": rate, "max": rate, "repeats": 1}
+    parts = ("total", "training", "evaluation", "saving", "other")
+    row = {f"{part}_seconds": 1.0 for part in parts} | {"compile_seconds": 0.0, "seconds_to_target": None}
+    row |= {"target": 0.9, "dataset": "d", "images": 10, "epochs": 1, "batch_size": 5, "precision": "fp32", "seed": 0}
+    return row | {"compiled": False, "test_accuracy": 0.5, "images_per_second": rate}
+
+
+def section(bench, rate=100.0):
+    return {"environment": ENVIRONMENT, "command": f"python -m bench.{bench}", "rows": [row(bench, rate)]}
+
+
+class Place:
+    """A folder of results and a README in a temporary folder, and the report run on them."""
+
+    def __init__(self, root, monkeypatch):
+        self.results, self.readme, self.monkeypatch = root / "results", root / "README.md", monkeypatch
+        self.readme.write_text(empty_readme())
+
+    def run(self, *options):
+        return self.run_elsewhere("--results", str(self.results), "--readme", str(self.readme), *options)
+
+    def run_elsewhere(self, *options):
+        self.monkeypatch.setattr(sys, "argv", ["bench.report", *options])
+        return run_script(report.main)
+
+    def write(self, name, contents):
+        path = self.results / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(contents if isinstance(contents, str) else json.dumps(contents))
+
+    def read(self, name):
+        return json.loads((self.results / name).read_text())
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    return Place(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replaces the benchmarks: their calls, in order; `failing` names those that fail."""
+
+    class Calls(list):
+        failing: frozenset[str] = frozenset()
+
+    made = Calls()
+
+    def run_bench(bench, arguments):
+        made.append((bench, list(arguments)))
+        return None if bench in made.failing else section(bench)
+
+    monkeypatch.setattr(report, "run_bench", run_bench)
+    return made
+
+
+def test_every_benchmark_runs_and_goes_into_one_file_and_into_the_readme(place, calls):
+    assert place.run("--device", "cpu", "--name", "Abacus (2 rods)") == 0
+    assert [bench for bench, _ in calls] == ["augmentation", "training", "end_to_end"]
+    written = place.read("abacus-2-rods.json")
+    assert written.pop("environment")["device"].startswith("cpu")
+    assert written == {bench: section(bench) for bench in report.BENCHES}
+    assert place.readme.read_text().count("**abacus** · torch 2.15.0 · 2 threads · 2026-11-21") == 3
+
+
+def test_a_file_of_results_is_named_after_the_device(place, calls):
+    place.run("--device", "cpu", "--only", "training")
+    (path,) = place.results.iterdir()
+    assert path.stem == slug(place.read(path.name)["environment"]["device"])
+
+
+def test_a_benchmark_that_was_not_run_keeps_its_numbers(place, calls):
+    earlier = section("augmentation", rate=77.0)
+    place.write("a.json", {"environment": {}, "augmentation": earlier, "training": section("training", rate=55.0)})
+    assert place.run("--device", "cpu", "--name", "a", "--only", "training") == 0
+    assert [bench for bench, _ in calls] == ["training"]
+    assert place.read("a.json")["augmentation"] == earlier
+    assert place.read("a.json")["training"] == section("training")
+
+
+def test_a_benchmark_that_fails_stops_no_other_and_makes_the_exit_status_1(place, calls):
+    calls.failing = {"training"}
+    place.write("a.json", {"environment": {}, "training": section("training", rate=55.0)})
+    with pytest.raises(SystemExit) as ended:
+        place.run("--device", "cpu", "--name", "a")
+    assert ended.value.code == 1
+    assert [bench for bench, _ in calls] == ["augmentation", "training", "end_to_end"]
+    assert place.read("a.json")["training"] == section("training", rate=55.0)
+    assert "python -m bench.end_to_end" in place.readme.read_text()
+
+
+def test_a_benchmark_that_cannot_run_is_named(capfd):
+    assert report.run_bench("no_such_bench", []) is None
+    assert "bench.no_such_bench failed with exit status 1" in capfd.readouterr().err
+
+
+def test_what_a_benchmark_writes_is_kept_with_its_command(monkeypatch, tmp_path, capfd):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "beads.py").write_text(
+        "import json, sys\n"
+        "print('counting', sys.argv[1:-2])\n"
+        "open(sys.argv[-1], 'w').write(json.dumps({'environment': {'device': 'abacus'}, 'rows': [1]}))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("OMP_")]:
+        monkeypatch.delenv(name)
+    measured = report.run_bench("beads", ["--quick"])
+    command = "python -m bench.beads --quick"
+    assert measured == {"environment": {"device": "abacus"}, "command": command, "rows": [1]}
+    assert capfd.readouterr().out.split("\n")[1:3] == [f"$ {command}", "counting ['--quick']"]
+
+
+def test_the_options_reach_the_benchmarks_that_have_them(place, calls):
+    place.run("--device", "cpu", "--quick", "--data", "pictures", "--data-dir", "cache", "--runs", "3")
+    both = ["--device", "cpu", "--quick"]
+    assert dict(calls) == {
+        "augmentation": both,
+        "training": both,
+        "end_to_end": [*both, "--data", "pictures", "--data-dir", "cache", "--runs", "3"],
+    }
+
+
+def test_the_command_shows_what_matters_and_no_path_of_this_machine(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("OMP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    archive = tmp_path / "cifar.tar.gz"
+    archive.touch()
+    start = "OMP_WAIT_POLICY=PASSIVE python -m bench.end_to_end --data"
+    assert command_line("end_to_end", ["--data", str(tmp_path)]) == f"{start} FOLDER"
+    assert command_line("end_to_end", ["--data", str(archive)]) == f"{start} ARCHIVE"
+    assert command_line("end_to_end", ["--data", "cifar10"]) == f"{start} cifar10"
+
+
+def test_a_quick_report_writes_nothing(place, calls, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", place.results)
+    monkeypatch.setattr(report, "README", place.readme)
+    before = place.readme.read_bytes()
+    assert place.run_elsewhere("--device", "cpu", "--quick") == 0
+    assert len(calls) == 3
+    assert not place.results.exists()
+    assert place.readme.read_bytes() == before
+
+
+@pytest.mark.parametrize("spared", ["RESULTS", "README"])
+def test_a_quick_report_refuses_to_write_into_the_projects_own_files(place, calls, monkeypatch, capsys, spared):
+    monkeypatch.setattr(report, spared, place.results if spared == "RESULTS" else place.readme)
+    assert place.run("--device", "cpu", "--quick") == 2
+    assert "--quick" in capsys.readouterr().err
+    assert not calls
+
+
+def test_results_that_lie_elsewhere_leave_the_projects_readme_alone(place, calls, monkeypatch):
+    monkeypatch.setattr(report, "README", place.readme)
+    before = place.readme.read_bytes()
+    assert place.run_elsewhere("--device", "cpu", "--results", str(place.results)) == 0
+    assert list(place.results.iterdir())
+    assert place.readme.read_bytes() == before
+
+
+def test_making_the_readme_twice_changes_nothing(place, calls):
+    place.write("b.json", {"training": section("training", rate=77.0)})
+    place.write("a.json", {"training": section("training", rate=55.0)})
+    assert place.run("--readme-only") == 0
+    once = place.readme.read_bytes()
+    assert once.index(b"55 [55") < once.index(b"77 [77")
+    assert place.run("--readme-only") == 0
+    assert place.readme.read_bytes() == once
+    assert not calls
+
+
+def test_text_outside_the_markers_is_untouched_byte_for_byte(place):
+    old = "| an old table |\r\n"
+    outside = [
+        f"tabs\tand Umläute  \r\n\n\n{begin('training')} in a sentence\n",
+        "\n\r\n",
+        "\t \n",
+        "\n",
+        "\r\nno newline",
+    ]
+    pairs = [f"{begin(name)}\r\n{old}{END}" for name in BLOCKS]
+    text = "".join(part for both in zip(outside, [*pairs, ""], strict=True) for part in both)
+    place.readme.write_bytes(text.encode())
+    place.write("a.json", {"training": section("training")})
+    assert place.run("--readme-only") == 0
+    written = place.readme.read_bytes().decode()
+    assert "| beads |" in written
+    assert "an old table" not in written
+    for name in BLOCKS:
+        start, end = between_markers(written, name, place.readme)
+        written = written[:start] + old + written[end:]
+    assert written == text
+
+
+def test_what_nobody_measured_has_no_table(place):
+    place.write("a.json", {"training": section("training")})
+    place.write("other.json", {"lrs": [1, 2]})
+    assert place.run("--readme-only") == 0
+    assert place.readme.read_text().count("---:") == 1
+    assert f"{begin('augmentation')}\n{END}\n" in place.readme.read_text()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_missing_marker_is_refused_before_anything_is_measured(place, calls, capsys, name):
+    place.readme.write_text(empty_readme().replace(begin(name), "gone"))
+    assert place.run("--device", "cpu") == 2
+    assert begin(name) in capsys.readouterr().err
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (f"{begin('a')}\n{begin('b')}\n{END}\n", "no line"),
+        (f"{begin('a')}\n", "no line"),
+        (f"{END}\n{begin('a')}", "no line"),
+        (f"{begin('a')}\n{END}\n{begin('a')}\n{END}\n", "it has 2"),
+        (f" {begin('a')}\n{END}\n", "it has 0"),
+    ],
+)
+def test_markers_that_do_not_make_one_pair_are_refused(tmp_path, text, complaint):
+    with pytest.raises(UserError, match=complaint):
+        between_markers(text, "a", tmp_path / "README.md")
+
+
+@pytest.mark.parametrize("contents", ["{", "[]", '{"command": "c", "summaries": []}', '{"summaries": [{}]}'])
+def test_a_damaged_file_of_runs_is_named(place, capsys, contents):
+    place.write("runs/broken.json", contents)
+    assert place.run("--readme-only") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "broken.json" in error
+
+
+def test_a_missing_readme_is_named(place, capsys):
+    place.readme.unlink()
+    assert place.run("--readme-only") == 2
+    assert "README.md is not there" in capsys.readouterr().err
+
+
+def test_a_finished_run_can_be_added(place, run):
+    folder, summary, _ = run
+    assert (
+        place.run("--add-run", str(folder), "--name", "Cats", "--command", "python run_train.py", "--note", "Ha.") == 0
+    )
+    written = place.read("runs/cats.json")
+    assert written["summaries"] == [{"batch_size": 8} | summary]
+    assert (written["command"], written["note"], written["title"]) == ("python run_train.py", "Ha.", None)
+    row = f"| 3 | 8 | {summary['parameters']:,} | {summary['test_accuracy']:.2%}".replace("%", " %")
+    assert row in place.readme.read_text()
+    assert written["when"][:10] in place.readme.read_text()
+
+
+def test_a_run_of_several_seeds_is_added_with_each_of_them(place, quick, tmp_path, small_network):
+    train(quick(out=str(tmp_path), name="several", runs=2, epochs=2), log=silent)
+    place.run("--add-run", str(tmp_path / "several"), "--name", "several", "--command", "c", "--title", "Pets")
+    assert [summary["seed"] for summary in place.read("runs/several.json")["summaries"]] == [0, 1]
+    assert "| Pets | 2 | 8 |" in place.readme.read_text()
+
+
+def test_an_unfinished_run_is_refused(place, quick, tmp_path, capsys):
+    folder = tmp_path / "half"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(quick().as_dict()))
+    assert place.run("--add-run", str(folder), "--name", "half", "--command", "c") == 2
+    assert "not finished" in capsys.readouterr().err
+    assert not place.results.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--only", "training,nonsense"), "'nonsense'"),
+        (("--name", "///"), "--name '///'"),
+        (("--add-run", "runs/x"), "--add-run needs --name"),
+        (("--add-run", "no-such-folder", "--name", "x", "--command", "c"), "no-such-folder is not a run folder"),
+        (("--quick", "--readme-only"), "--readme-only"),
+        (("--device", "abacus"), "abacus"),
+        (("--qui",), "--qui"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(place, calls, capsys, options, named):
+    assert place.run(*options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error
+    assert not calls
+
+
+def test_a_quick_readme_without_results_of_its_own_is_refused(place, calls, capsys):
+    assert place.run_elsewhere("--device", "cpu", "--quick", "--readme", str(place.readme)) == 2
+    assert "--results" in capsys.readouterr().err

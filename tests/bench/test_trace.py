@@ -1,0 +1,177 @@
+"""The trace benchmark: what it counts for whom, and smoke runs of the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from bench.trace import AUGMENTATION, BETWEEN, STEP, Operator, by_kind, by_operator, kind_of, main, operator_rows
+from fast_cifar.system.errors import UserError
+from tests.conftest import SmallNetwork
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::convolution_backward", "convolution"),
+        ("sm90_xmma_wgrad_implicit_gemm_indexed_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolution"),
+        ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816fprop_optimized_bf16_256x128>", "convolution"),
+        ("turing_fp16_s1688cudnn_fp16_256x128_ldg8_relu_f2f_exp_interior_nhwc_tn_v1", "convolution"),
+        ("triton_tem_fused_convolution_3", "convolution"),
+        ("triton_poi_fused_convolution_backward_12", "copies and casts"),
+        ("graph_1_cpp_fused_convolution_backward_native_batch_norm_backward_5", "normalisation and activation"),
+        ("graph_1_cpp_fused__native_batch_norm_legit_functional__to_copy_relu_2", "normalisation and activation"),
+        ("void cudnn::bn_fw_tr_1C11_kernel_NCHW<float, float, int>", "normalisation and activation"),
+        ("aten::threshold_backward", "normalisation and activation"),
+        ("aten::max_pool2d_with_indices_backward", "pooling"),
+        ("void at::native::(anonymous namespace)::max_pool_forward_nhwc<c10::BFloat16>", "pooling"),
+        ("aten::_fused_adam_", "optimiser"),
+        ("Optimizer.step#AdamW.step", "optimiser"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimiser"),
+        ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16>", "copies and casts"),
+        ("Memcpy DtoD (Device -> Device)", "copies and casts"),
+        ("aten::mm", "other"),
+        ("aten::_log_softmax", "other"),
+    ],
+)
+def test_a_name_tells_the_kind_of_work(name, kind):
+    assert kind_of(name) == kind
+
+
+def test_own_times_on_a_cpu_add_up_to_the_steps_and_the_loading_is_told_apart():
+    weight, source, target = torch.randn(8, 3, 3, 3), torch.randn(4, 3, 16, 16), torch.empty(4, 3, 16, 16)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(2):
+            with record_function(AUGMENTATION):
+                target.copy_(source)
+            with record_function(STEP):
+                target.copy_(source)
+                target.copy_(source)
+                torch.conv2d(target, weight)
+    events = profiler.events()
+    operators = by_operator(events, steps=2)
+    calls = {(o.operator, o.kind): o.calls for o in operators}
+    assert calls["aten::copy_", AUGMENTATION] == 1
+    assert calls["aten::copy_", "copies and casts"] == 2
+    assert calls[BETWEEN, AUGMENTATION] == calls[BETWEEN, "other"] == 1
+    assert by_kind(operators)["convolution"] > 0
+    whole = sum(event.time_range.elapsed_us() for event in events if event.name in (AUGMENTATION, STEP))
+    assert sum(o.ms for o in operators) == pytest.approx(whole / 1000 / 2)
+    assert [o.ms for o in operators] == sorted((o.ms for o in operators), reverse=True)
+
+
+def gpu_event(name: str, start: float, end: float, *, annotation: bool = False) -> FunctionEvent:
+    """As the profiler makes them of kernels and, for the parts of the program, of the time between their kernels."""
+    return FunctionEvent(
+        id=0,
+        name=name,
+        thread=0,
+        start_us=start,
+        end_us=end,
+        device_type=DeviceType.CUDA,
+        use_device="cuda",
+        is_user_annotation=annotation,
+    )
+
+
+def test_on_a_gpu_only_kernels_count_and_those_within_the_loading_are_augmentation():
+    events = [
+        gpu_event(AUGMENTATION, 0, 30, annotation=True),
+        gpu_event("copy_kernel", 0, 10),
+        gpu_event("copy_kernel", 20, 30),
+        gpu_event(STEP, 40, 400, annotation=True),
+        gpu_event("copy_kernel", 40, 45),
+        gpu_event("fprop", 100, 300),
+        gpu_event("Optimizer.step#Adam.step", 300, 400, annotation=True),
+        gpu_event("multi_tensor_apply_kernel", 300, 400),
+    ]
+    assert by_operator(events, steps=2) == [
+        Operator("fprop", "convolution", 0.1, 0.5),
+        Operator("multi_tensor_apply_kernel", "optimiser", 0.05, 0.5),
+        Operator("copy_kernel", AUGMENTATION, 0.01, 1.0),
+        Operator("copy_kernel", "copies and casts", 0.0025, 0.5),
+    ]
+
+
+def test_the_operators_that_are_not_shown_are_one_line():
+    name = "graph_1_cpp_fused_" + 20 * "native_batch_norm_" + "7"
+    operators = [Operator(name, "a", 6.0, 2.0), Operator("y", "b", 3.0, 1.0), Operator("z", "b", 1.0, 0.5)]
+    rows = operator_rows(operators, 1)
+    assert rows[0][0].startswith("graph_1_cpp_fused_native")
+    assert rows[0][0].endswith("_7")
+    assert len(rows[0][0]) == 70
+    assert rows[0][1:] == ["a", "6.000", "60.0%", "2.0"]
+    assert rows[1:] == [["(2 more)", "", "4.000", "40.0%", "1.5"]]
+    assert len(operator_rows(operators, 3)) == 3
+
+
+def test_kinds_are_sums_of_operators_longest_first():
+    operators = [Operator("x", "a", 2.0, 1.0), Operator("y", "b", 1.5, 1.0), Operator("z", "b", 1.0, 1.0)]
+    assert list(by_kind(operators).items()) == [("b", 2.5), ("a", 2.0)]
+
+
+def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.trace", "--quick", "--device", "cpu", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_quick_run_writes_every_operator_and_a_time_line(tmp_path):
+    path, chrome = tmp_path / "results" / "trace.json", tmp_path / "lines" / "chrome.json"
+    finished = run_bench("--batch-size", "4", "--no-amp", "--rows", "2", "--json", str(path), "--chrome", str(chrome))
+    assert finished.returncode == 0, finished.stderr
+    written = json.loads(path.read_text())
+    assert written["environment"]["precision"] == "fp32"
+    assert written["environment"]["batch"] == 4
+    assert written["environment"]["images_per_second"] > 0
+    assert sum(row["share"] for row in written["rows"]) == pytest.approx(1)
+    kinds = {row["kind"] for row in written["rows"]}
+    assert kinds >= {"convolution", "normalisation and activation", "pooling", "optimiser", "augmentation"}
+    assert all(kind in finished.stdout for kind in kinds)
+    shown = [row["operator"] in finished.stdout for row in written["rows"] if row["operator"] != BETWEEN]
+    assert all(shown[:2])
+    assert f"({len(written['rows']) - 2} more)" in finished.stdout
+    assert STEP in {event["name"] for event in json.loads(chrome.read_text())["traceEvents"]}
+
+
+def test_the_kernels_of_a_compiled_step_are_operators(tmp_path, monkeypatch):
+    path = tmp_path / "trace.json"
+    monkeypatch.setattr("bench.training.CustomResNet", SmallNetwork)
+    options = ["--quick", "--compile", "--device", "cpu", "--batch-size", "8", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["trace", *options])
+    main()
+    kernels = [row for row in json.loads(path.read_text())["rows"] if "cpp_fused" in row["operator"]]
+    assert "normalisation and activation" in {row["kind"] for row in kernels}
+
+
+@pytest.mark.parametrize("options", [("--batch-size", "0"), ("--rows", "0"), ("--bat", "8")])
+def test_a_wrong_option_is_one_line_and_exit_code_2(options):
+    finished = run_bench(*options)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: ")
+    assert options[0] in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["trace", "--quick", "--compile", "--device", "cpu"])
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler"):
+        main()
+
+
+def test_a_device_that_the_profiler_cannot_see_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["trace", "--quick"])
+    monkeypatch.setattr("bench.trace.resolve_device", lambda name: torch.device("mps"))
+    with pytest.raises(UserError, match="--device cpu"):
+        main()

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import io
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from fast_cifar.data import cifar
+from fast_cifar.data.load import load_dataset
+from fast_cifar.system.errors import UserError
+from tests.helpers import fake_cifar
+
+FILENAMES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, crater: Path):
+        self.crater = crater
+
+    def __reduce__(self):
+        return Path.touch, (self.crater,)
+
+
+@pytest.fixture
+def cifar10(monkeypatch, tmp_path) -> Path:
+    """A small official CIFAR-10 archive, in its place in the data folder `tmp_path`."""
+    contents = fake_cifar.build("cifar10")
+    fake_cifar.publish(monkeypatch, "cifar10", contents)
+    archive = tmp_path / FILENAMES["cifar10"]
+    archive.write_bytes(contents)
+    return archive
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_an_archive_is_read_as_torchvision_reads_it(monkeypatch, tmp_path, name):
+    contents = fake_cifar.build(name)
+    fake_cifar.publish(monkeypatch, name, contents)
+    (tmp_path / FILENAMES[name]).write_bytes(contents)
+    ours = load_dataset(name, tmp_path)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    with tarfile.open(fileobj=io.BytesIO(contents)) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    for train, split in ((True, ours.train), (False, ours.test)):
+        theirs = fake_cifar.SOURCES[name](tmp_path / "unpacked", train=train)
+        np.testing.assert_array_equal(split.images, theirs.data)
+        assert split.labels.tolist() == theirs.targets
+        assert ours.classes == theirs.classes
+
+
+def test_images_are_contiguous_uint8_and_labels_int64(cifar10, tmp_path):
+    train = load_dataset("cifar10", tmp_path).train
+    assert train.images.dtype == torch.uint8
+    assert train.images.is_contiguous()
+    assert train.labels.dtype == torch.int64
+
+
+def test_pickles_of_an_old_numpy_are_read_without_a_warning(cifar10, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_dataset("cifar10", tmp_path)
+
+
+def test_an_archive_with_the_wrong_md5_is_never_unpickled(cifar10, tmp_path):
+    crater = tmp_path / "crater"
+    bomb = fake_cifar.python2_pickle({"data": Bomb(crater)})
+    cifar10.write_bytes(fake_cifar.pack({"cifar-10-batches-py/data_batch_1": bomb}))
+    with pytest.raises(UserError):
+        load_dataset("cifar10", tmp_path)
+    assert not crater.exists()
+
+
+def test_the_decoded_cache_needs_neither_archive_nor_network(cifar10, tmp_path):
+    first = load_dataset("cifar10", tmp_path)
+    cifar10.unlink()
+    second = load_dataset("cifar10", tmp_path)
+    assert second.name == first.name
+    assert second.classes == first.classes
+    torch.testing.assert_close(second.train.images, first.train.images)
+    torch.testing.assert_close(second.test.labels, first.test.labels)
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of a picture is another."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"junk", lambda b: b"", flipped])
+def test_a_damaged_cache_is_made_again(cifar10, tmp_path, damage):
+    sound = load_dataset("cifar10", tmp_path)
+    [stored] = (tmp_path / "cache").iterdir()
+    stored.write_bytes(damage(stored.read_bytes()))
+    assert torch.equal(load_dataset("cifar10", tmp_path).train.images, sound.train.images)
+    cifar10.unlink()
+    assert len(load_dataset("cifar10", tmp_path).train) == 50
+
+
+def test_a_cache_of_another_archive_is_not_used(monkeypatch, cifar10, tmp_path):
+    load_dataset("cifar10", tmp_path)
+    other = fake_cifar.build("cifar10", images_per_member=20)
+    fake_cifar.publish(monkeypatch, "cifar10", other)
+    cifar10.write_bytes(other)
+    assert len(load_dataset("cifar10", tmp_path).train) == 100
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_local_archive_is_known_by_its_bytes_whatever_its_name(monkeypatch, tmp_path, name):
+    for each in ("cifar10", "cifar100"):
+        fake_cifar.publish(monkeypatch, each, fake_cifar.build(each))
+    archive = tmp_path / "from a friend"
+    archive.write_bytes(fake_cifar.build(name))
+    assert load_dataset(archive, tmp_path / "data").name == name
+
+
+def test_a_local_archive_is_checked_although_a_cache_exists(cifar10, tmp_path):
+    load_dataset("cifar10", tmp_path)
+    cifar10.write_bytes(cifar10.read_bytes()[:-100])
+    with pytest.raises(UserError, match="truncated"):
+        load_dataset(cifar10, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda b: b[:-1000], r"truncated \([\d,]+ of [\d,]+ bytes\)"),
+        (lambda b: b[:-1] + b"!", "damaged"),
+        (lambda b: b"\n<!DOCTYPE html>\n<html>Sign in to the campus network</html>", "HTML page"),
+        (lambda b: b"", "is empty"),
+        (lambda b: b"just some text", "not a .tar.gz archive"),
+    ],
+)
+def test_a_damaged_archive_is_refused_and_its_damage_named(cifar10, tmp_path, damage, said):
+    cifar10.write_bytes(damage(cifar10.read_bytes()))
+    with pytest.raises(UserError, match=said) as given_as_a_path:
+        load_dataset(cifar10, tmp_path / "data")
+    with pytest.raises(UserError, match=said) as found_in_data_dir:
+        load_dataset("cifar10", tmp_path)
+    assert "give the official archive" in str(given_as_a_path.value)
+    assert f"{cifar10} " in str(found_in_data_dir.value)
+    assert "delete it" in str(found_in_data_dir.value)
+
+
+def test_a_refused_archive_leaves_nothing_behind(cifar10, tmp_path):
+    cifar10.write_bytes(b"junk")
+    with pytest.raises(UserError):
+        load_dataset(cifar10, tmp_path / "data")
+    assert list(tmp_path.iterdir()) == [cifar10]
+
+
+def test_a_data_dir_that_no_folder_can_be_called_is_refused(cifar10, tmp_path):
+    for data in ("cifar10", cifar10):
+        with pytest.raises(UserError, match="--data-dir"):
+            load_dataset(data, tmp_path / ("x" * 300))
+
+
+def test_a_data_dir_that_is_a_file_is_refused(cifar10, tmp_path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(UserError, match="data is not a folder.*--data-dir"):
+        load_dataset(cifar10, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_constants_are_those_of_torchvision(name):
+    official = cifar.describe(name)
+    assert official.filename == FILENAMES[name]
+    assert official.url.endswith(official.filename)
+    assert len(official.md5) == 32

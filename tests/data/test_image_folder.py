@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fast_cifar.data import image_folder
+from fast_cifar.data.load import load_dataset
+from fast_cifar.system.errors import UserError
+from tests.conftest import picture
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    """Three training images and one test image of each of two classes; cats are PNG, dogs JPEG."""
+    root = tmp_path / "pets"
+    for split, count in (("train", 3), ("test", 1)):
+        for name, suffix in (("dog", "jpg"), ("cat", "png")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(picture(i)).save(root / split / name / f"{i:04}.{suffix}")
+    return root
+
+
+@pytest.fixture
+def data_dir(tmp_path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The paths of the images that are decoded, as they are."""
+    paths = []
+    original = image_folder.read_image
+
+    def spy(path: str, *, resize: bool) -> np.ndarray:
+        paths.append(path)
+        return original(path, resize=resize)
+
+    monkeypatch.setattr(image_folder, "read_image", spy)
+    return paths
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def test_classes_are_sorted_and_images_follow_them(pets, data_dir):
+    dataset = load_dataset(pets, data_dir)
+    assert dataset.name == "pets"
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.test.labels.tolist() == [0, 1]
+    assert dataset.train.images.dtype == torch.uint8
+
+
+def test_images_are_what_pillow_decodes(pets, data_dir):
+    images = load_dataset(pets, data_dir).train.images
+    for i in range(3):
+        np.testing.assert_array_equal(images[i], picture(i))
+        np.testing.assert_array_equal(images[3 + i], np.asarray(Image.open(pets / f"train/dog/{i:04}.jpg")))
+
+
+def test_other_files_and_hidden_ones_are_passed_over(pets, data_dir):
+    for name in (".0001.png", "notes.txt", "Thumbs.db"):
+        (pets / "train" / "cat" / name).write_text("no image")
+    (pets / "train" / ".ipynb_checkpoints").mkdir()
+    (pets / "train" / "README.md").write_text("no class")
+    (pets / "train" / "cat" / "folder.png").mkdir()
+    assert len(load_dataset(pets, data_dir).train) == 6
+
+
+def test_a_suffix_may_be_in_capitals(pets, data_dir):
+    (pets / "train/cat/0000.png").rename(pets / "train/cat/0000.PNG")
+    Image.fromarray(picture()).save(pets / "train/cat/0009.JPeG", "JPEG")
+    assert len(load_dataset(pets, data_dir).train) == 7
+
+
+def test_class_names_may_hold_spaces_and_any_letter(pets, data_dir):
+    for split in ("train", "test"):
+        (pets / split / "cat").rename(pets / split / "große Katze 猫")
+    assert load_dataset(pets, data_dir).classes == ["dog", "große Katze 猫"]
+
+
+def test_links_are_followed(pets, data_dir, tmp_path):
+    (pets / "train/dog").rename(tmp_path / "elsewhere")
+    (pets / "train/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(pets)
+    assert load_dataset(tmp_path / "link", data_dir).train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_second_load_decodes_nothing_and_gives_the_same(pets, data_dir, decoded):
+    first = load_dataset(pets, data_dir)
+    assert len(decoded) == 8
+    second = load_dataset(pets, data_dir)
+    assert len(decoded) == 8
+    assert second.classes == first.classes
+    torch.testing.assert_close(second.train.images, first.train.images)
+    torch.testing.assert_close(second.test.labels, first.test.labels)
+
+
+def edit(pets: Path) -> None:
+    Image.fromarray(picture(9)).save(pets / "test/cat/0000.png")
+
+
+def edit_within_the_same_size(pets: Path) -> None:
+    file = pets / "test/cat/0000.png"
+    before = file.stat()
+    file.write_bytes(file.read_bytes())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def add(pets: Path) -> None:
+    Image.fromarray(picture(9)).save(pets / "train/dog/0009.png")
+
+
+def delete(pets: Path) -> None:
+    (pets / "train/dog/0000.jpg").unlink()
+
+
+def rename(pets: Path) -> None:
+    (pets / "train/dog/0000.jpg").rename(pets / "train/dog/0009.jpg")
+
+
+@pytest.mark.parametrize("change", [edit, edit_within_the_same_size, add, delete, rename])
+def test_a_changed_folder_is_decoded_again(pets, data_dir, decoded, change):
+    load_dataset(pets, data_dir)
+    change(pets)
+    decoded.clear()
+    load_dataset(pets, data_dir)
+    assert decoded
+
+
+def test_a_damaged_cache_is_made_again(pets, data_dir, decoded):
+    load_dataset(pets, data_dir)
+    [stored] = (data_dir / "cache").iterdir()
+    stored.write_bytes(stored.read_bytes()[:1000])
+    assert len(load_dataset(pets, data_dir).train) == 6
+    assert len(decoded) == 16
+
+
+def test_a_data_dir_that_no_folder_can_be_called_is_refused(pets, tmp_path):
+    with pytest.raises(UserError, match="--data-dir"):
+        load_dataset(pets, tmp_path / ("x" * 300))
+
+
+def test_two_folders_of_one_name_have_two_caches(pets, data_dir, tmp_path):
+    load_dataset(pets, data_dir)
+    other = tmp_path / "other" / "pets"
+    other.parent.mkdir()
+    pets.rename(other)
+    load_dataset(other, data_dir)
+    assert len(list((data_dir / "cache").iterdir())) == 2
+
+
+def test_nothing_is_written_into_the_folder(pets, data_dir):
+    before = snapshot(pets)
+    load_dataset(pets, data_dir)
+    assert snapshot(pets) == before
+
+
+@pytest.mark.parametrize("inside", [".", "data"])
+def test_a_data_dir_inside_the_folder_stays_unused(pets, inside):
+    before = snapshot(pets)
+    assert len(load_dataset(pets, pets / inside).train) == 6
+    assert snapshot(pets) == before
+
+
+def test_an_image_of_another_size_is_named_with_its_size(pets, data_dir):
+    Image.fromarray(picture(size=(64, 48))).save(pets / "train/cat/0001.png")
+    with pytest.raises(UserError, match=r"train/cat/0001.png is 64x48 pixels, not 32x32; --resize"):
+        load_dataset(pets, data_dir)
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (200, 40), (8, 8), (1, 50)])
+def test_resize_makes_every_image_32x32(pets, data_dir, size):
+    Image.fromarray(picture(size=size)).save(pets / "train/cat/0001.png")
+    assert load_dataset(pets, data_dir, resize=True).train.images.shape == (6, 32, 32, 3)
+
+
+def test_with_and_without_resize_are_not_mixed_up(pets, data_dir):
+    Image.fromarray(picture(size=(64, 48))).save(pets / "train/cat/0001.png")
+    load_dataset(pets, data_dir, resize=True)
+    with pytest.raises(UserError, match="--resize"):
+        load_dataset(pets, data_dir)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda b: b[: len(b) // 2], r"is truncated \(it breaks off after [\d,]+ bytes\)"),
+        (lambda b: b"", "is empty"),
+        (lambda b: b"no picture at all", "is not an image that can be decoded"),
+    ],
+)
+@pytest.mark.parametrize("file", ["train/dog/0002.jpg", "test/cat/0000.png"])
+def test_a_damaged_image_is_named(pets, data_dir, file, damage, said):
+    (pets / file).write_bytes(damage((pets / file).read_bytes()))
+    with pytest.raises(UserError, match=f"{pets / file} {said}; replace it or delete it"):
+        load_dataset(pets, data_dir)
+    assert not data_dir.exists()
+
+
+def test_a_dangling_link_is_named(pets, data_dir):
+    (pets / "train/cat/0004.png").symlink_to(pets / "nowhere.png")
+    with pytest.raises(UserError, match="0004.png cannot be read"):
+        load_dataset(pets, data_dir)
+
+
+def test_an_empty_folder_is_refused(tmp_path, data_dir):
+    (tmp_path / "pets").mkdir()
+    with pytest.raises(UserError, match="pets has no train/ folder; an image folder holds train/<class>"):
+        load_dataset(tmp_path / "pets", data_dir)
+
+
+def test_a_folder_without_test_images_is_refused(pets, data_dir):
+    (pets / "test").rename(pets / "val")
+    with pytest.raises(UserError, match="has no test/ folder"):
+        load_dataset(pets, data_dir)
+
+
+def test_a_split_without_classes_is_refused(tmp_path, data_dir):
+    (tmp_path / "pets" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match="train has no class folders"):
+        load_dataset(tmp_path / "pets", data_dir)
+
+
+def test_a_single_class_is_refused(pets, data_dir):
+    for split in ("train", "test"):
+        (pets / split / "cat").rename(pets / f"{split} cats")
+    with pytest.raises(UserError, match="only one class, 'dog'"):
+        load_dataset(pets, data_dir)
+
+
+def test_a_class_without_images_is_named(pets, data_dir):
+    (pets / "test/cat/0000.png").unlink()
+    with pytest.raises(UserError, match="test/cat has no png or jpg images"):
+        load_dataset(pets, data_dir)
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
+def test_a_class_of_one_split_only_is_named(pets, data_dir, split, other):
+    (pets / split / "hamster").mkdir()
+    with pytest.raises(UserError, match=f"{split} has the class 'hamster' and .*{other} has not"):
+        load_dataset(pets, data_dir)
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_data_dir_that_is_a_file_is_refused_before_decoding(pets, data_dir, decoded, below):
+    data_dir.write_text("")
+    with pytest.raises(UserError, match="data is not a folder.*--data-dir"):
+        load_dataset(pets, data_dir / below)
+    assert decoded == []
+
+
+def test_a_data_dir_that_cannot_be_written_to_is_refused_before_decoding(monkeypatch, pets, data_dir, decoded):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere, so permissions alone prove nothing
+    with pytest.raises(UserError, match="cannot be written to.*--data-dir"):
+        load_dataset(pets, data_dir)
+    assert decoded == []

@@ -1,0 +1,203 @@
+"""Run folders to make reports of, and what a test asks a page: its elements, tables and curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fast_cifar.options import RangeTestOptions, TrainOptions
+from fast_cifar.report import report
+from fast_cifar.report.page import VOID
+from fast_cifar.runs.stats import aggregate
+
+PICTURES = ("samples.png", "augmented.png", "misclassified.png", "confusion.png")
+
+
+SUGGESTION = {"lr_min": 1e-4, "lr_max": 1e-2, "steepest": 1e-3, "valley": 5e-3, "minimum": 3e-2}
+
+
+class Element:
+    def __init__(self, name: str, attributes: dict[str, str | None]) -> None:
+        self.name, self.attributes = name, attributes
+        self.children: list[Element | str] = []
+
+    def __getitem__(self, name: str) -> str:
+        return self.attributes[name]
+
+    @property
+    def text(self) -> str:
+        return "".join(child if isinstance(child, str) else child.text for child in self.children)
+
+    def all(self, name: str, class_: str | None = None) -> list[Element]:
+        found = []
+        for child in self.children:
+            if isinstance(child, Element):
+                fits = child.name == name and (class_ is None or class_ in child.attributes.get("class", "").split())
+                found += ([child] if fits else []) + child.all(name, class_)
+        return found
+
+    def one(self, name: str, class_: str | None = None) -> Element:
+        (found,) = self.all(name, class_)
+        return found
+
+
+class Tree(HTMLParser):
+    """Parses a page, and refuses one whose tags are not balanced."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.root = Element("", {})
+        self.open = [self.root]
+        self.feed(page)
+        self.close()
+        assert self.open == [self.root], f"not closed: {[element.name for element in self.open[1:]]}"
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} is given twice"
+        element = Element(tag, dict(attrs))
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop().name == tag
+
+    def handle_data(self, data):
+        self.open[-1].children.append(data)
+
+
+def parse(page: str) -> Element:
+    return Tree(page).root
+
+
+def history(epochs: int, splits: tuple[str, ...] = ("train", "test"), seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for epoch in range(1, epochs + 1):
+        row: dict = {"epoch": epoch, "lr": float(rng.uniform(1e-4, 3e-3))}
+        for split in splits:
+            row |= {f"{split}_loss": float(rng.uniform(0.1, 3)), f"{split}_accuracy": float(rng.uniform(0.3, 1))}
+        row |= {"images_per_second": float(rng.uniform(1e5, 2e5)), "seconds": 2.5, "evaluation_seconds": 0.5}
+        rows.append(row)
+    return rows
+
+
+def summary_of(rows: list[dict], seed: int = 0) -> dict:
+    return {
+        "test_accuracy": rows[-1]["test_accuracy"],
+        "best_test_accuracy": max(row["test_accuracy"] for row in rows if row["test_accuracy"] is not None),
+        "train_accuracy": rows[-1]["train_accuracy"],
+        "epochs": len(rows),
+        "seed": seed,
+        "seconds": 1234.5,
+        "images_per_second": 12345.6,
+        "evaluation_seconds": 7.25,
+        "save_seconds": 0.5,
+        "compile_seconds": 31.5,
+        "peak_memory_bytes": 3 * 2**30,
+        "dataset": "CIFAR-10",
+        "device": "abacus",
+        "precision": "bf16",
+        "torch": "2.15.0",
+        "parameters": 6573120,
+    }
+
+
+def write(path: Path, contents: object) -> None:
+    path.write_text(json.dumps(contents))
+
+
+def write_run(path: Path, rows: list[dict], *, finished: bool = True, pictures: bool = False, **changes) -> Path:
+    """A run folder without its checkpoints."""
+    path.mkdir(parents=True)
+    options = TrainOptions(**{"epochs": len(rows), "name": path.name, "device": "cpu"} | changes)
+    write(path / "config.json", options.resolved().as_dict())
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        write(path / "summary.json", summary_of(rows, options.seed))
+    for index, name in enumerate(PICTURES if pictures else ()):
+        pixels = np.random.default_rng(index).integers(0, 256, (300, 1300, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / name)
+    return path
+
+
+def write_seeds(path: Path, histories: list[list[dict]], *, finished: bool = True, **changes) -> Path:
+    write_run(path, histories[0], finished=False, runs=len(histories), **changes)
+    (path / "metrics.jsonl").unlink()
+    for seed, rows in enumerate(histories):
+        write_run(path / f"run-{seed + 1}", rows, seed=seed, pictures=seed == 0, **changes)
+    if finished:
+        summaries = [summary_of(rows, seed) for seed, rows in enumerate(histories)]
+        write(path / "summary.json", aggregate(summaries) | {"failures": []})
+    return path
+
+
+def sweep(seed: int = 0) -> dict:
+    lrs = np.geomspace(1e-6, 1, 60)
+    losses = 2.3 - 1 / (1 + (1e-3 / lrs) ** 1.5) + (3 * lrs) ** 4 + np.random.default_rng(seed).normal(0, 0.02, 60)
+    return {"lrs": lrs.tolist(), "losses": losses.tolist(), "smoothed": (losses + 0.01).tolist()} | {
+        "suggestion": SUGGESTION
+    }
+
+
+def write_range_test(path: Path, **more) -> Path:
+    path.mkdir()
+    write(path / "config.json", RangeTestOptions(name=path.name).as_dict())
+    write(path / "lrfind.json", sweep() | more)
+    return path
+
+
+def page(*folders: Path) -> Element:
+    return parse(report(folders))
+
+
+def cells(table: Element) -> list[list[str]]:
+    return [
+        [cell.text for cell in row.children if isinstance(cell, Element)]
+        for row in table.all("tr")
+        if row.all("td") or row.all("th")
+    ]
+
+
+def region(root: Element, label: str) -> Element:
+    (box,) = [box for box in root.all("div", "scroll") if box["aria-label"] == label]
+    return box
+
+
+def facts(root: Element) -> dict[str, str]:
+    return {name.text: value.text for name, value in zip(root.all("dt"), root.all("dd"), strict=True)}
+
+
+def figure(root: Element, title: str) -> Element:
+    (found,) = [figure for figure in root.all("figure") if figure.one("figcaption").text == title]
+    return found
+
+
+def scale(chart: Element, axis: str, log: bool = False):
+    """From a coordinate of a chart to the value there, as a reader would tell it from the ticks."""
+    ticks = [
+        (float(tick[axis]) - (4.5 if axis == "y" else 0), float(tick.text.replace(",", "")))
+        for tick in chart.all("text", f"{axis}-tick")
+    ]
+    assert len(ticks) >= 2
+    places, values = zip(*ticks, strict=True)
+    slope, offset = np.polyfit(places, np.log(values) if log else values, 1)
+    return lambda place: math.exp(slope * place + offset) if log else slope * place + offset
+
+
+def drawn(chart: Element, colour: str, log: bool = False, index: int = 0) -> list[tuple[float, float]]:
+    """The values at the corners of a line."""
+    x, y = scale(chart, "x", log), scale(chart, "y")
+    pairs = [pair.split(",") for pair in chart.all("polyline", colour)[index]["points"].split()]
+    return [(x(float(left)), y(float(top))) for left, top in pairs]
+
+
+def assert_same(points: list[tuple[float, float]], expected: list[tuple[float, float]], tolerance: float) -> None:
+    """Coordinates have two decimals, and so the values are known to some thousandth of the axis."""
+    assert len(points) == len(expected)
+    np.testing.assert_allclose(np.array(points), np.array(expected), rtol=2e-3, atol=tolerance)

@@ -1,0 +1,225 @@
+"""The image grids: the pixels are in the picture, captions are written, and nothing but Pillow is needed."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from fast_cifar.plots import grids
+from fast_cifar.system.errors import UserError
+
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+AWKWARD = [
+    "Forêt de Fontainebleau, très longue",
+    "кошка",
+    "猫 🐱",
+    "a\nb\x07",
+    "undecodable \udce9",
+    "$x_1$",
+    "",
+    "→ …",
+]
+
+
+def random_images(*shape: int, seed: int = 0) -> torch.Tensor:
+    """uint8 [*shape, 3]"""
+    return torch.randint(0, 256, (*shape, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        picture.verify()
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def places(picture: np.ndarray, image: torch.Tensor, factor: int) -> list[tuple[int, int]]:
+    """Every (row, column) where the image stands, each of its pixels a square of factor x factor."""
+    enlarged = image.numpy().repeat(factor, 0).repeat(factor, 1)
+    height, width = enlarged.shape[:2]
+    corners = np.argwhere((picture == enlarged[0, 0]).all(-1)).tolist()
+    return [(y, x) for y, x in corners if np.array_equal(picture[y : y + height, x : x + width], enlarged)]
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that is drawn while the test runs."""
+    texts: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+
+    def recording(self, position, text, *args, **kwargs):
+        texts.append(text)
+        return draw(self, position, text, *args, **kwargs)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", recording)
+    return texts
+
+
+@pytest.fixture
+def embedded_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a font of its own."""
+    monkeypatch.setattr(grids, "FONT_FILES", ())
+
+
+def test_samples_hold_every_image_exactly_once_row_by_row(tmp_path):
+    images = random_images(11, 32, 32)
+    grids.samples(tmp_path / "samples.png", images, NAMES + NAMES[:1])
+    picture = pixels(tmp_path / "samples.png")
+    found = [places(picture, image, factor=4) for image in images]
+    assert [len(corners) for corners in found] == [1] * 11
+    assert found == sorted(found)
+
+
+def test_samples_write_the_name_of_every_image(tmp_path, written):
+    grids.samples(tmp_path / "samples.png", random_images(10, 32, 32), NAMES)
+    assert set(NAMES) <= set(written)
+
+
+def test_forty_samples_are_about_1200_pixels_wide(tmp_path):
+    grids.samples(tmp_path / "samples.png", random_images(40, 32, 32), NAMES * 4)
+    height, width, _ = pixels(tmp_path / "samples.png").shape
+    assert 1100 <= width <= 1300
+    assert 600 <= height <= 1300
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (28, 20), (96, 96), (300, 200), (1, 1)])
+def test_images_of_any_size_fit_their_tile(tmp_path, shape):
+    grids.samples(tmp_path / "samples.png", random_images(8, *shape), NAMES[:8])
+    picture = pixels(tmp_path / "samples.png")
+    assert picture.shape[1] == 8 * (grids.TILE + grids.GAP) - grids.GAP + 2 * grids.MARGIN
+    assert picture.std() > 0
+
+
+def test_an_image_larger_than_its_tile_is_shrunk_and_keeps_its_colour(tmp_path):
+    grids.samples(tmp_path / "samples.png", torch.full((1, 300, 300, 3), 90, dtype=torch.uint8), ["grey"])
+    picture = pixels(tmp_path / "samples.png")
+    assert (picture == 90).all(-1).sum() >= grids.TILE**2
+
+
+def test_a_view_that_is_not_contiguous_is_drawn_as_it_looks(tmp_path):
+    image = random_images(32, 32).transpose(0, 1)
+    grids.samples(tmp_path / "samples.png", image[None], ["cat"])
+    assert len(places(pixels(tmp_path / "samples.png"), image, factor=4)) == 1
+
+
+def test_augmented_holds_each_original_left_of_its_views(tmp_path):
+    originals, views = random_images(3, 32, 32, seed=1), random_images(3, 4, 32, 32, seed=2)
+    grids.augmented(tmp_path / "augmented.png", originals, views, NAMES[:3])
+    picture = pixels(tmp_path / "augmented.png")
+    for original, its_views in zip(originals, views, strict=True):
+        row = [places(picture, image, factor=4) for image in (original, *its_views)]
+        assert [len(corners) for corners in row] == [1] * 5
+        assert len({corners[0][0] for corners in row}) == 1
+        assert row == sorted(row)
+
+
+def test_augmented_writes_its_two_headings_and_the_names(tmp_path, written):
+    grids.augmented(tmp_path / "a.png", random_images(2, 32, 32), random_images(2, 1, 32, 32), ["cat", "dog"])
+    assert written == ["original", "augmented", "cat", "dog"]
+
+
+@pytest.mark.parametrize(("count", "views"), [(1, 1), (1, 0), (0, 0), (0, 3)])
+def test_augmented_works_with_few_images_and_views(tmp_path, count, views):
+    originals, its_views = random_images(count, 32, 32), random_images(count, views, 32, 32)
+    grids.augmented(tmp_path / "a.png", originals, its_views, NAMES[:count])
+    assert pixels(tmp_path / "a.png").std() > 0
+
+
+def test_misclassified_says_truth_prediction_and_confidence(tmp_path, written):
+    grids.misclassified(tmp_path / "m.png", random_images(2, 32, 32), ["cat", "ship"], ["dog", "truck"], [0.934, 1.0])
+    arrow = grids._known("→", grids._font(grids.FONT_SIZE))
+    assert written[1:] == ["cat", f"{arrow} dog 93 %", "ship", f"{arrow} truck 100 %"]
+
+
+def test_misclassified_keeps_the_confidence_of_a_long_name(tmp_path, written):
+    long = "a most peculiar and unlikely class"
+    grids.misclassified(tmp_path / "m.png", random_images(1, 32, 32), [long], [long], [0.5])
+    assert written[1].endswith("…")
+    assert written[2].endswith("… 50 %")
+
+
+def test_the_longest_cifar10_caption_is_not_shortened(tmp_path, written):
+    grids.misclassified(tmp_path / "m.png", random_images(1, 32, 32), ["automobile"], ["automobile"], [1.0])
+    assert written[2].endswith("automobile 100 %")
+
+
+def test_without_mistakes_the_picture_says_none(tmp_path, written):
+    grids.misclassified(tmp_path / "m.png", random_images(0, 32, 32), [], [], [])
+    assert "none" in written
+    assert pixels(tmp_path / "m.png").std() > 0
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_any_class_name_can_be_drawn(tmp_path, name):
+    image = random_images(1, 32, 32)
+    grids.samples(tmp_path / "s.png", image, [name])
+    grids.augmented(tmp_path / "a.png", image, image[:, None], [name])
+    grids.misclassified(tmp_path / "m.png", image, [name], [name], [0.1])
+    assert all(pixels(tmp_path / file).std() > 0 for file in ("s.png", "a.png", "m.png"))
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.usefixtures("embedded_font")
+def test_any_class_name_can_be_drawn_with_pillows_own_font(tmp_path, name):
+    image = random_images(1, 32, 32)
+    grids.misclassified(tmp_path / "m.png", image, [name], [name], [0.1])
+    assert pixels(tmp_path / "m.png").std() > 0
+
+
+@pytest.mark.usefixtures("embedded_font")
+def test_pillows_own_font_gets_letters_that_it_has():
+    assert grids._known("Forêt → été…", grids._font(13)) == "Foret > ete…"
+
+
+@pytest.mark.parametrize("name", [*AWKWARD, *NAMES, "w" * 300])
+def test_a_shortened_name_fits(name):
+    font = grids._font(grids.FONT_SIZE)
+    assert font.getlength(grids._shorten(name, font, 60)) <= 60
+
+
+def test_a_picture_replaces_the_one_before_and_leaves_no_other_file(tmp_path):
+    for seed in (0, 1):
+        grids.samples(tmp_path / "s.png", random_images(1, 32, 32, seed=seed), ["cat"])
+    assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
+    assert len(places(pixels(tmp_path / "s.png"), random_images(32, 32, seed=1), factor=4)) == 1
+
+
+def test_a_failed_write_keeps_the_old_picture_and_leaves_no_other_file(tmp_path, monkeypatch):
+    path = tmp_path / "s.png"
+    grids.samples(path, random_images(1, 32, 32), ["cat"])
+    before = path.read_bytes()
+
+    def half_a_picture(self, file, **_):
+        file.write(before[:100])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", half_a_picture)
+    with pytest.raises(UserError, match="disk full"):
+        grids.samples(path, random_images(1, 32, 32, seed=1), ["dog"])
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["s.png"]
+
+
+def test_a_name_too_few_is_refused_and_nothing_is_written(tmp_path):
+    images = random_images(2, 32, 32)
+    with pytest.raises(ValueError, match="shorter"):
+        grids.samples(tmp_path / "s.png", images, ["cat"])
+    with pytest.raises(ValueError, match="shorter"):
+        grids.misclassified(tmp_path / "s.png", images, ["cat", "dog"], ["dog", "cat"], [0.5])
+    assert not list(tmp_path.iterdir())
+
+
+def test_grids_work_where_matplotlib_cannot_be_imported(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    fresh = runpy.run_path(grids.__file__)
+    image = random_images(1, 32, 32)
+    fresh["samples"](tmp_path / "s.png", image, ["cat"])
+    fresh["augmented"](tmp_path / "a.png", image, image[None], ["cat"])
+    fresh["misclassified"](tmp_path / "m.png", image, ["cat"], ["dog"], [0.9])
+    assert len(list(tmp_path.glob("*.png"))) == 3

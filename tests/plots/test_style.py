@@ -1,0 +1,77 @@
+"""What holds for every picture: it is whole, it leaves matplotlib as it was, and nothing needs matplotlib to start."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fast_cifar.plots import range_test, style, training
+from tests.helpers.drawings import CLASSES, SUGGESTION, assert_good, history, matrix, one_cycle, sweep
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+def test_matplotlib_is_found():
+    assert style.matplotlib_available()
+
+
+def test_without_matplotlib_it_is_reported_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not style.matplotlib_available()
+
+
+def test_nothing_reaches_out_of_a_picture(png, figures):
+    lrs, losses = sweep()
+    edge = SimpleNamespace(lr_min=lrs[0], lr_max=lrs[-1], steepest=1e-3, valley=1e-3, minimum=lrs[-1])
+    range_test.range_test(png, lrs, losses, losses, edge)
+    training.schedule(png, one_cycle(240, 238), 10)
+    training.curves(png, history(24, ("train", "test", "val")), "title")
+    training.confusion(png, matrix(20), ["a rather long name"] * 20)
+    for figure in figures:
+        box = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+
+
+def test_a_picture_that_fails_leaves_no_file(png):
+    with pytest.raises(ValueError, match="shape|dimension"):
+        range_test.range_test(png, [1e-3, 1e-2], [1.0], [1.0], SUGGESTION)
+    assert not list(png.parent.iterdir())
+
+
+def test_settings_of_the_caller_are_neither_used_nor_changed(png):
+    lrs = one_cycle(240, 49)
+    training.schedule(png, lrs, 10)
+    plain = png.read_bytes()
+    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 30}):
+        before = dict(matplotlib.rcParams)
+        training.schedule(png, lrs, 10)
+        assert dict(matplotlib.rcParams) == before
+    assert png.read_bytes() == plain
+
+
+def test_drawing_never_imports_pyplot(png, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    lrs, losses = sweep()
+    training.schedule(png, one_cycle(240, 49), 10)
+    training.curves(png, history(3), "title")
+    training.confusion(png, matrix(3), CLASSES[:3])
+    range_test.range_test(png, lrs, losses, losses, SUGGESTION)
+    assert_good(png)
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(style, "picture"), (training, "schedule"), (range_test, "visible_losses")],
+    ids=["style", "training", "range_test"],
+)
+def test_the_module_can_be_imported_without_matplotlib(monkeypatch, module, function):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert runpy.run_path(module.__file__)[function]

@@ -1,0 +1,190 @@
+"""The report: what stands on the page is text and needs nothing but itself; the command around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fast_cifar.report import report
+from fast_cifar.report.__main__ import main
+from tests.helpers.pages import drawn, facts, figure, history, page, parse, sweep, write, write_run
+
+ATTACK = "<script>alert('x')</script>&amp;\""
+
+
+def one_error_line(capsys: pytest.CaptureFixture) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_every_page_is_balanced_and_has_one_heading_of_the_first_order(any_page):
+    root = parse(any_page)
+    assert any_page.startswith("<!DOCTYPE html>\n")
+    assert len(root.all("h1")) == 1
+    assert root.one("head").one("title").text == root.one("h1").text
+    assert root.one("html")["lang"] == "en"
+
+
+def test_a_page_refers_to_nothing_outside_itself(any_page):
+    root = parse(any_page)
+    ids = {element["id"] for element in root.all("section")}
+    for name in ("script", "link", "iframe", "object", "base", "form"):
+        assert not root.all(name)
+    for image in root.all("img"):
+        assert image["src"].startswith("data:image/png;base64,")
+    for anchor in root.all("a"):
+        assert anchor["href"].removeprefix("#") in ids
+    assert not re.search(r"url\(|@import|https?:", any_page)
+
+
+def test_no_value_that_is_missing_is_named_in_python_or_json(any_page):
+    assert not re.search(r"\b(None|null|nan|NaN|inf|undefined)\b", parse(any_page).one("body").text)
+
+
+def test_whatever_stands_in_a_file_is_text(tmp_path):
+    folder = write_run(tmp_path / "<img src=x onerror=alert(1)>", history(2), data=ATTACK)
+    summary = json.loads((folder / "summary.json").read_text())
+    write(folder / "summary.json", summary | {"dataset": ATTACK, "device": ATTACK, "torch": ATTACK})
+    config = json.loads((folder / "config.json").read_text()) | {ATTACK: [ATTACK]}
+    write(folder / "config.json", config)
+    write(folder / "lrfind.json", sweep() | {"warnings": [ATTACK]})
+    other = write_run(tmp_path / "b", history(2))
+    for root in (page(folder), page(folder, other)):
+        assert not root.all("script")
+        assert not root.all("img")
+        assert facts(root)["device"] in (ATTACK, "abacus")
+        assert root.all("p", "alarm")[0].text == ATTACK
+        assert ATTACK in [code.text for code in root.all("code")]
+        assert any("<img src=x onerror=alert(1)>" in heading.text for heading in root.all("h1") + root.all("h2"))
+
+
+def test_a_folder_whose_name_is_no_text_can_be_shown(tmp_path):
+    folder = write_run(tmp_path / "a", history(1))
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n"))
+    try:
+        folder.rename(strange)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert main([str(strange)]) == 0
+    assert parse((strange / "report.html").read_text("utf-8")).one("h1").text == "Run ??"
+
+
+def test_a_run_that_was_really_trained_can_be_shown(run):
+    folder, summary, _ = run
+    root = page(folder)
+    assert root.one("p", "headline").text.startswith(f"{100 * summary['test_accuracy']:.2f} %")
+    assert len(root.all("img")) >= 3
+    assert len(drawn(figure(root, "Loss").one("svg", "chart"), "blue")) == 3
+
+
+def test_the_page_goes_into_the_run_folder(run_folder, capsys):
+    before = {path.name for path in run_folder.iterdir()}
+    assert main([str(run_folder)]) == 0
+    assert capsys.readouterr().out.startswith(str(run_folder / "report.html"))
+    assert {path.name for path in run_folder.iterdir()} - before == {"report.html"}
+    assert (run_folder / "report.html").read_text("utf-8") == report([run_folder])
+
+
+def test_a_comparison_goes_where_one_is(tmp_path, monkeypatch):
+    folders = [str(write_run(tmp_path / name, history(2))) for name in "ab"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(folders) == 0
+    assert [path.name for path in Path().iterdir()] == ["report.html"]
+
+
+def test_the_page_goes_where_it_is_told(run_folder, tmp_path):
+    assert main([str(run_folder), "--out", str(tmp_path / "other.html")]) == 0
+    assert parse((tmp_path / "other.html").read_text("utf-8"))
+    assert not (run_folder / "report.html").exists()
+
+
+DAMAGE = {
+    "config.json": [b"", b"{", b"[]", b'{"model": "bert"}', b"\xff"],
+    "summary.json": [b"", b"[]", b'{"test_accuracy": "high"}'],
+    "metrics.jsonl": [b"{\n", b'{"epoch": 2}\n', b'{"epoch": 1}\n{\n{"epoch": 2}\n', b'{"epoch": "<b>"}\n'],
+    "lrfind.json": [
+        b'{"lrs": [0], "losses": [1], "smoothed": [1]}',
+        b"{}",
+        b'{"lrs": [1], "losses": [1, 2], "smoothed": [1]}',
+        b'{"lrs": 1, "losses": 1, "smoothed": 1}',
+    ],
+    "samples.png": [b"", b"not a picture"],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, content) for name, some in DAMAGE.items() for content in some])
+def test_damage_is_one_line_that_names_the_file_and_nothing_is_written(run_folder, capsys, name, content):
+    main([str(run_folder)])
+    good = (run_folder / "report.html").read_bytes()
+    capsys.readouterr()
+    (run_folder / name).write_bytes(content)
+    before = sorted(path.name for path in run_folder.iterdir())
+    assert main([str(run_folder)]) == 2
+    line = one_error_line(capsys)
+    assert name in line
+    assert str(run_folder) in line
+    assert sorted(path.name for path in run_folder.iterdir()) == before
+    assert (run_folder / "report.html").read_bytes() == good
+
+
+def test_a_truncated_picture_is_named(run_folder, capsys):
+    path = run_folder / "confusion.png"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert main([str(run_folder)]) == 2
+    assert "confusion.png" in one_error_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "file"])
+def test_what_is_no_run_folder_is_one_line(run_folder, tmp_path, capsys, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(run_folder), str(tmp_path / name), "--out", str(tmp_path / "out.html")]) == 2
+    assert f"{tmp_path / name} is not a run folder" in one_error_line(capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "--what"], ["a", "--ou", "x.html"]])
+def test_a_wrong_command_line_is_one_line(arguments, capsys):
+    assert main(arguments) == 2
+    one_error_line(capsys)
+
+
+def test_a_file_that_is_no_page_is_not_replaced(run_folder, capsys):
+    before = (run_folder / "config.json").read_bytes()
+    assert main([str(run_folder), "--out", str(run_folder / "config.json")]) == 2
+    assert "must end in .html" in one_error_line(capsys)
+    assert (run_folder / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_is_one_line(run_folder, tmp_path, capsys):
+    assert main([str(run_folder), "--out", str(tmp_path / "no/report.html")]) == 2
+    assert "no/report.html" in one_error_line(capsys)
+
+
+def test_help_teaches_by_example(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert text.count("python -m fast_cifar.report runs/") == 3
+    assert "--out" in text
+
+
+def test_it_starts_without_torch_and_matplotlib(run_folder):
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None\n"
+        "from fast_cifar.report.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True, cwd=Path(__file__).parents[2])
+    assert (run_folder / "report.html").exists()

@@ -1,0 +1,258 @@
+"""Checkpoints: whole or not at all, and never trusted."""
+
+import pickle
+import threading
+
+import pytest
+import torch
+
+from fast_cifar.custom_resnet import CustomResNet
+from fast_cifar.runs import checkpoint
+from fast_cifar.system.errors import UserError
+from tests.conftest import needs_cuda
+
+
+def contents(model, classes=10):
+    return {
+        "classes": [str(i) for i in range(classes)],
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "size": 32,
+        "options": {"dropout": 0.0},
+        "epoch": 1,
+        "model": model.state_dict(),
+    }
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return CustomResNet()
+
+
+@pytest.fixture
+def saved(tmp_path, model):
+    checkpoint.save(tmp_path / "last.pt", contents(model))
+    return tmp_path / "last.pt"
+
+
+def test_what_was_saved_is_loaded(saved, model):
+    loaded = checkpoint.network_of(checkpoint.load(saved), saved)
+    for mine, theirs in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_plain_torch_reads_it_with_weights_only(saved):
+    assert torch.load(saved, weights_only=True)["epoch"] == 1
+
+
+def test_the_same_contents_give_the_same_bytes(saved, tmp_path, model):
+    checkpoint.save(tmp_path / "other.pt", contents(model))
+    assert (tmp_path / "other.pt").read_bytes() == saved.read_bytes()
+
+
+def write(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.pt: no such checkpoint"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_an_empty_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"x\.pt is empty"):
+        checkpoint.load(write(tmp_path / "x.pt", b""))
+
+
+@pytest.mark.parametrize("junk", [b"junk", b"\x80\x02junk", b"PK\x03\x04junk", b"<html>no</html>", bytes(1000)])
+def test_junk_is_named(tmp_path, junk):
+    with pytest.raises(UserError, match=r"x\.pt is no readable checkpoint"):
+        checkpoint.load(write(tmp_path / "x.pt", junk))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_named(saved, tmp_path, share):
+    data = saved.read_bytes()
+    with pytest.raises(UserError, match=r"x\.pt is no readable checkpoint"):
+        checkpoint.load(write(tmp_path / "x.pt", data[: int(len(data) * share)]))
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        checkpoint.load(write(tmp_path / "x.pt", pickle.dumps(Harm())))
+    torch.save({"format": checkpoint.FORMAT, "harm": Harm()}, tmp_path / "y.pt")
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        checkpoint.load(tmp_path / "y.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("other", [[1, 2], {"model": {}}, {"format": "something else"}])
+def test_a_file_of_another_program_is_refused(tmp_path, other):
+    torch.save(other, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="not a checkpoint of fast_cifar"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+def test_another_network_by_name_is_refused(tmp_path):
+    torch.save({"format": checkpoint.FORMAT, "network": "VGG"}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="'VGG'"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("key", ["classes", "mean", "options", "model"])
+def test_a_checkpoint_that_lacks_something_is_refused(tmp_path, model, key):
+    described = contents(model)
+    del described[key]
+    checkpoint.save(tmp_path / "x.pt", described)
+    with pytest.raises(UserError, match=f"incomplete: it has no {key}"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+NONSENSE = [
+    ("classes", []),
+    ("classes", [1]),
+    ("classes", "cat"),
+    ("mean", [0.5] * 2),
+    ("mean", [0.5, 0.5, "x"]),
+    ("mean", [0.5, 0.5, float("nan")]),
+    ("mean", [0.5, 0.5, 10**400]),
+    ("std", [0.5, 0.5, 0]),
+    ("model", {"a": 1}),
+    ("model", [1]),
+    ("options", {}),
+    ("options", {"dropout": "x"}),
+    ("options", {"dropout": 1.0}),
+    ("options", {"dropout": 0.0, "width": 0}),
+    ("options", {"dropout": 0.0, "width": 64.0}),
+    ("options", {"dropout": 0.0, "width": True}),
+    ("options", {"dropout": 0.0, "width": 10**9}),
+    ("epoch", None),
+    ("size", 1.5),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), NONSENSE, ids=range(len(NONSENSE)))
+def test_a_checkpoint_with_nonsense_in_it_is_refused(tmp_path, model, key, value):
+    checkpoint.save(tmp_path / "x.pt", contents(model) | {key: value})
+    with pytest.raises(UserError, match=r"x\.pt cannot be used: its "):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+def test_a_network_comes_back_in_the_width_it_was_trained_in(tmp_path):
+    model = CustomResNet(width=8)
+    checkpoint.save(tmp_path / "x.pt", contents(model) | {"options": {"dropout": 0.0, "width": 8}})
+    back = checkpoint.network_of(checkpoint.load(tmp_path / "x.pt"), tmp_path / "x.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
+
+
+def test_training_cannot_go_on_from_weights_alone(saved):
+    with pytest.raises(UserError, match="incomplete: it has no best, optimizer"):
+        checkpoint.load_training(saved)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.load(name)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path, model):
+    checkpoint.save(tmp_path / "x.pt", contents(model, classes=7))
+    with pytest.raises(UserError, match="another network"):
+        checkpoint.network_of(checkpoint.load(tmp_path / "x.pt"), tmp_path / "x.pt")
+
+
+def slow_save(monkeypatch):
+    """Holds the disk until `go` is set; returns (go, the files as they were written)."""
+    go, written = threading.Event(), []
+
+    def save(path, contents, previous=None):
+        go.wait(10)
+        written.append((path.name, contents["epoch"]))
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    return go, written
+
+
+CPU = torch.device("cpu")
+
+
+def test_all_that_was_ordered_is_written_at_the_end(tmp_path, model):
+    with checkpoint.Writer(CPU) as writer:
+        for epoch in range(1, 4):
+            writer.save({tmp_path / "last.pt": contents(model) | {"epoch": epoch}})
+    assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
+
+
+def test_training_may_go_on_changing_the_weights(tmp_path, monkeypatch):
+    real, go = checkpoint.save, threading.Event()
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: go.wait(10) and real(*arguments))
+    weights = torch.zeros(3)
+    with checkpoint.Writer(CPU) as writer:
+        writer.save({tmp_path / "a.pt": {"model": {"w": weights}, "list": [weights]}})
+        weights.fill_(1)
+        go.set()
+    stored = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert not stored["model"]["w"].any()
+    assert not stored["list"][0].any()
+
+
+def test_a_slow_disk_holds_up_nothing_and_what_waits_gives_way_to_what_is_newer(tmp_path, monkeypatch):
+    go, written = slow_save(monkeypatch)
+    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+    with checkpoint.Writer(CPU) as writer:
+        writer.save({best: {"epoch": 1}, last: {"epoch": 1}})
+        while writer._waiting:  # until the thread has taken it
+            pass
+        writer.save({last: {"epoch": 2}})
+        writer.save({best: {"epoch": 3}, last: {"epoch": 3}})
+        writer.save({last: {"epoch": 4}})
+        assert not written
+        go.set()
+    assert written == [("best.pt", 1), ("last.pt", 1), ("best.pt", 3), ("last.pt", 4)]
+
+
+def order(path, then=lambda writer: None):
+    with checkpoint.Writer(CPU) as writer:
+        writer.save({path: {"epoch": 1}})
+        then(writer)
+
+
+def test_a_failed_write_is_raised_at_the_end(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        order(tmp_path / "gone" / "last.pt")
+
+
+def test_a_failed_write_is_raised_by_the_next_order(tmp_path):
+    def order_another(writer):
+        while not all(write.done() for write in writer._writes):
+            pass
+        writer.save({tmp_path / "last.pt": {"epoch": 2}})
+        raise AssertionError("the second order should have raised")
+
+    with pytest.raises(UserError, match="cannot write"):
+        order(tmp_path / "gone" / "last.pt", order_another)
+
+
+def test_an_interruption_is_not_hidden_and_what_was_ordered_is_written(tmp_path):
+    def interrupt(writer):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        order(tmp_path / "a.pt", interrupt)
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["epoch"] == 1
+
+
+@needs_cuda
+def test_a_copy_from_cuda_is_of_the_moment_of_the_order(tmp_path):
+    weights = torch.zeros(2**24, device="cuda")
+    with checkpoint.Writer(torch.device("cuda")) as writer:
+        writer.save({tmp_path / "a.pt": {"w": weights}})
+        weights.fill_(1)
+    assert not torch.load(tmp_path / "a.pt", weights_only=True)["w"].any()

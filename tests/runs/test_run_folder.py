@@ -1,0 +1,175 @@
+"""The run folder's files."""
+
+import json
+
+import pytest
+
+from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
+from fast_cifar.system.errors import UserError
+
+
+def row(epoch, **changes):
+    """A line of the history with all that a sound one has."""
+    names = ("lr", "train_loss", "train_accuracy", "images_per_second", "seconds", "evaluation_seconds")
+    return {"epoch": epoch, **dict.fromkeys(names, 0.5), "test_loss": None, "test_accuracy": None} | changes
+
+
+SUMMARY = {
+    "test_accuracy": 0.5,
+    "best_test_accuracy": 0.6,
+    "train_accuracy": 0.7,
+    "seconds": 1.0,
+    "images_per_second": 100.0,
+    "compile_seconds": 0.0,
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "runs" / "a")
+
+
+def test_an_existing_folder_is_refused_and_resume_offered(folder):
+    with pytest.raises(UserError, match=r"exists already.*--resume"):
+        RunFolder.create(folder.path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        RunFolder.create(tmp_path / "file" / "a")
+
+
+def test_a_name_that_is_too_long_is_one_error(tmp_path):
+    with pytest.raises(UserError, match="--out"):
+        RunFolder.create(tmp_path / ("x" * 300))
+    with pytest.raises(UserError, match="not a run folder"):
+        RunFolder.open(tmp_path / ("x" * 300))
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not a folder"):
+        check_new(tmp_path / "file" / "runs" / "a")
+    check_new(tmp_path / "not" / "yet" / "a")
+
+
+def test_two_runs_without_a_name_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    names = []
+    for _ in range(3):
+        path = new_path(str(tmp_path), None, "cifar10")
+        path.mkdir()
+        names.append(path.name)
+    assert names == ["cifar10-now", "cifar10-now-2", "cifar10-now-3"]
+
+
+def test_only_a_run_can_be_opened(tmp_path, folder):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        RunFolder.open(tmp_path)
+    folder.write_config({"epochs": 3})
+    assert RunFolder.open(folder.path).config() == {"epochs": 3}
+
+
+JUNK = [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"epochs": ' + b"9" * 5000 + b"}"]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
+def test_a_damaged_configuration_is_named(folder, junk):
+    (folder / "config.json").write_bytes(junk)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        folder.config()
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
+def test_a_damaged_summary_is_named(folder, junk):
+    (folder / "summary.json").write_bytes(junk)
+    with pytest.raises(UserError, match=r"summary\.json is damaged: .*; delete it"):
+        folder.summary()
+
+
+@pytest.mark.parametrize("value", [None, "x", True, [], -1, float("nan"), float("inf"), 10**400])
+def test_a_summary_without_an_accuracy_is_damaged(folder, value):
+    (folder / "summary.json").write_text(json.dumps(SUMMARY | {"test_accuracy": value}))
+    with pytest.raises(UserError, match=r"summary\.json is damaged: test_accuracy is no number"):
+        folder.summary()
+
+
+def test_history_comes_back_in_order(folder):
+    for epoch in (1, 2, 3):
+        folder.append_history({"epoch": epoch})
+    assert [row["epoch"] for row in folder.history()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("end", [b'{"epoch": 2, "tra', b"\xff\xfe\n", b"[1]\n", bytes(50), *JUNK])
+def test_a_line_cut_short_by_a_kill_ends_the_history(folder, end):
+    folder.append_history(row(1))
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(end)
+    assert folder.history() == folder.cut_history(1) == [row(1)]
+    folder.append_history(row(2))
+    assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_epochs_to_be_done_again_are_dropped(folder):
+    for epoch in (1, 2, 3):
+        folder.append_history(row(epoch))
+    assert folder.cut_history(2) == [row(1), row(2)]
+    assert len(folder.history()) == 2
+
+
+NO_ROWS = [
+    {},
+    row(1),
+    row(3),
+    row(2, seconds=None),
+    row(2, lr="fast"),
+    row(2, train_loss=10**400),
+    row(2, test_accuracy=[]),
+    row(2, val_loss="x"),
+    {name: value for name, value in row(2).items() if name != "test_accuracy"},
+    {name: value for name, value in row(2).items() if name != "evaluation_seconds"},
+]
+
+
+@pytest.mark.parametrize("line", NO_ROWS, ids=range(len(NO_ROWS)))
+def test_an_epoch_that_is_done_and_has_no_sound_line_is_named(folder, line):
+    for each in (row(1), line, row(3)):
+        folder.append_history(each)
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: it has no line for epoch 2 of 3"):
+        folder.cut_history(3)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert folder.cut_history(1) == [row(1)]
+
+
+def test_a_history_that_does_not_count_is_not_looked_at(folder):
+    (folder / "metrics.jsonl").write_bytes(b"\xff")
+    assert folder.cut_history(0) == []
+
+
+def test_a_line_of_the_history_is_on_the_disk_before_a_checkpoint_counts_on_it(folder, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("os.fsync", lambda file: flushed.append((folder / "metrics.jsonl").read_text()))
+    folder.append_history({"epoch": 1})
+    assert flushed == ['{"epoch": 1}\n']
+
+
+def test_no_number_is_written_that_json_does_not_know(folder):
+    with pytest.raises(ValueError, match="JSON"):
+        folder.append_history({"loss": float("nan")})
+
+
+def test_there_is_no_summary_before_the_end(folder):
+    assert folder.summary() is None
+    folder.write_summary(SUMMARY)
+    assert folder.summary() == SUMMARY
+
+
+@pytest.mark.parametrize(
+    ("data", "start"),
+    [("cifar10", "cifar10-"), ("/x/pets", "pets-"), ("/x/cifar-10-python.tar.gz", "cifar-10-python-")],
+)
+def test_a_run_without_a_name_is_called_after_its_data(data, start):
+    assert new_path("runs", None, data).name.startswith(start)

@@ -1,0 +1,133 @@
+"""Devices, precisions and switches."""
+
+import os
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from fast_cifar.system import device as device_module
+from fast_cifar.system.device import check_compiler, has_native_bf16, reproducible, resolve_device, resolve_precision
+from fast_cifar.system.errors import UserError
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+
+def test_the_cpu_is_always_there():
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"), [(("cuda", "mps", "cpu"), CUDA), (("mps", "cpu"), MPS), (("cpu",), CPU)]
+)
+def test_auto_takes_the_fastest_kind_there_is(monkeypatch, present, expected):
+    monkeypatch.setattr(device_module, "_is_present", lambda device: device.type in present)
+    assert resolve_device("auto") == expected
+
+
+@pytest.mark.parametrize("name", ["abacus", "", "cuda:x", "meta", "xpu", "cpu:3"])
+def test_an_unknown_device_is_refused_by_name(name):
+    with pytest.raises(UserError, match=repr(name)):
+        resolve_device(name)
+
+
+def test_an_absent_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no device 'cuda'"):
+        resolve_device("cuda")
+
+
+def test_a_card_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="cuda:2"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "asked", "expected"),
+    [
+        (CPU, True, "auto", "bf16"),
+        (CPU, False, "auto", "fp32"),
+        (CPU, False, "bf16", "bf16"),
+        (CUDA, True, "auto", "bf16"),
+        (CUDA, False, "auto", "fp16"),
+        (CUDA, True, "fp16", "fp16"),
+        (MPS, False, "auto", "fp32"),
+    ],
+)
+def test_auto_takes_bf16_only_where_it_is_native(monkeypatch, device, native, asked, expected):
+    monkeypatch.setattr(device_module, "has_native_bf16", lambda device: native)
+    monkeypatch.setattr(device_module, "describe_device", lambda device: "a device")
+    assert resolve_precision(device, True, asked).name == expected
+
+
+def test_falling_back_to_fp32_is_said(monkeypatch):
+    monkeypatch.setattr(device_module, "has_native_bf16", lambda device: False)
+    assert "fp32" in resolve_precision(CPU, True, "auto").note
+    assert resolve_precision(CPU, False, "auto").note is None
+
+
+@pytest.mark.parametrize("amp", [True, False])
+def test_fp16_is_refused_where_gradients_cannot_be_scaled(amp):
+    with pytest.raises(UserError, match="fp16 needs a CUDA device"):
+        resolve_precision(CPU, amp, "fp16")
+
+
+def test_only_fp16_scales_gradients(monkeypatch):
+    monkeypatch.setattr(device_module, "has_native_bf16", lambda device: False)
+    assert resolve_precision(CUDA, True, "auto").scales_gradients
+    assert not resolve_precision(CUDA, True, "bf16").scales_gradients
+
+
+def test_emulated_bf16_does_not_count(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: asked.append(including_emulation)
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    has_native_bf16(CUDA)
+    assert asked == [False]
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler"):
+        check_compiler()
+
+
+def test_autocast_computes_in_the_chosen_precision():
+    a = torch.ones(4, 4)
+    with resolve_precision(CPU, True, "bf16").autocast():
+        assert (a @ a).dtype == torch.bfloat16
+    with resolve_precision(CPU, False, "auto").autocast():
+        assert (a @ a).dtype == torch.float32
+
+
+def test_the_seed_decides_what_is_drawn_inside_and_nothing_outside():
+    torch.manual_seed(7)
+    expected_after = torch.rand(2)
+    torch.manual_seed(7)
+    inside = []
+    for seed in (0, 0, 1):
+        with reproducible(seed, CPU, deterministic=False):
+            inside.append(torch.rand(3))
+    assert torch.equal(inside[0], inside[1])
+    assert not torch.equal(inside[0], inside[2])
+    assert torch.equal(torch.rand(2), expected_after)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_switches_are_set_inside_and_put_back(deterministic):
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    with reproducible(0, CPU, deterministic=deterministic):
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert torch.backends.cudnn.benchmark is not deterministic
+    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
+
+
+def test_determinism_prepares_cublas(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with reproducible(0, CPU, deterministic=True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -1,0 +1,53 @@
+"""Out of memory in all the ways torch says it, and the peak."""
+
+import pytest
+import torch
+
+from fast_cifar.system.device import enough_memory, peak_memory, reset_peak_memory
+from fast_cifar.system.errors import UserError
+from tests.conftest import needs_cuda
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "mps", "python"],
+)
+def test_out_of_memory_names_the_batch_size(error):
+    with pytest.raises(UserError, match="out of memory with --batch-size 512"), enough_memory(512):
+        raise error
+
+
+def test_the_cpus_own_refusal_is_recognised():
+    with pytest.raises(UserError, match="--batch-size 7"), enough_memory(7):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_another_error_passes_through():
+    with pytest.raises(RuntimeError, match="shapes differ"), enough_memory(512):
+        raise RuntimeError("shapes differ")
+
+
+def test_the_peak_of_a_process_never_falls_and_counts_what_was_touched():
+    before = peak_memory(torch.device("cpu"))
+    torch.ones(before + 2**26, dtype=torch.uint8)
+    assert peak_memory(torch.device("cpu")) >= before + 2**26
+
+
+def test_nobody_counts_on_mps():
+    assert peak_memory(torch.device("mps")) is None
+
+
+@needs_cuda
+def test_the_peak_on_cuda_can_be_measured_anew():
+    device = torch.device("cuda")
+    torch.empty(2**28, dtype=torch.uint8, device=device)
+    torch.cuda.empty_cache()
+    high = peak_memory(device)
+    reset_peak_memory(device)
+    assert peak_memory(device) <= high - 2**28

@@ -1,0 +1,129 @@
+"""The first signal asks, the second stops; and whole processes, stopped and killed, lose nothing."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fast_cifar.system.signals import Stopped, StopRequest, interrupt_on_sigterm, stop_on_signal
+from tests.conftest import rows, without_times
+
+ROOT = Path(__file__).parents[2]
+unix = pytest.mark.skipif(os.name == "nt", reason="sends signals as Unix does")
+
+
+@unix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(number):
+    said = []
+
+    def twice():
+        request = StopRequest()
+        with stop_on_signal(request, lambda: said.append("stopping")):
+            request.check()
+            os.kill(os.getpid(), number)
+            with pytest.raises(Stopped):
+                request.check()
+            assert said == ["stopping"]
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert said == ["stopping"]
+
+
+@unix
+def test_sigterm_interrupts_as_ctrl_c_does():
+    def terminate():
+        with interrupt_on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        terminate()
+
+
+def test_the_handlers_from_before_are_back_afterwards():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stop_on_signal(StopRequest(), lambda: None):
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signal(StopRequest(), lambda: None):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_nothing_is_installed_and_nothing_breaks():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        request = StopRequest()
+        with stop_on_signal(request, lambda: None):
+            request.check()
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def command(folder, out, *more):
+    options = ["--data", str(folder), "--data-dir", str(out / "data"), "--out", str(out), "--device", "cpu"]
+    recipe = ["--batch-size", "8", "--epochs", "3", "--lr-max", "0.001", "--deterministic", "--checkpoint-steps", "1"]
+    return [sys.executable, "run_train.py", *options, *recipe, *more]
+
+
+QUIET = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+@pytest.fixture(scope="module")
+def left_alone(class_folder, tmp_path_factory):
+    """The folder of a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("alone")
+    subprocess.run(command(class_folder, out, "--name", "whole"), check=True, **QUIET)
+    return out / "whole"
+
+
+def listen():
+    """The child hears Ctrl-C even where this test runs in a shell's background job, whose children ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@unix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_process_that_was_stopped_or_killed_ends_as_one_that_was_left_alone(
+    class_folder, left_alone, tmp_path, number
+):
+    process = subprocess.Popen(command(class_folder, tmp_path, "--name", "stopped"), preexec_fn=listen, **QUIET)
+    folder = tmp_path / "stopped"
+    while not (folder / "last.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(random.random() / 2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), errors
+    if number != signal.SIGKILL:
+        assert "--resume" in errors
+        assert not list(folder.glob(".*"))
+    resume = [sys.executable, "run_train.py", "--resume", str(folder)]
+    subprocess.run(resume, check=True, **QUIET)
+    whole, stopped = (torch.load(path / "last.pt", weights_only=True) for path in (left_alone, folder))
+    assert all(torch.equal(value, stopped["model"][key]) for key, value in whole["model"].items())
+    assert [*map(without_times, rows(left_alone))] == [*map(without_times, rows(folder))]
+    assert not list(folder.glob(".*"))
