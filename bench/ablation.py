@@ -31,7 +31,7 @@ from tqdm import tqdm
 from bench.markdown import filled
 from bench.measure import arguments, environment, header, portable, print_table, read, write_json
 from bench.trials import RESULTS, judged, train_once
-from fast_cifar.build import assemble
+from fast_cifar.build import build_setup
 from fast_cifar.command_line import parse
 from fast_cifar.data.load import count_classes
 from fast_cifar.options import TrainOptions, flag_of
@@ -180,10 +180,10 @@ def fill(row: dict[str, Any], recipe: Recipe, runs: int, save: Callable[[], None
         return
     torch.compiler.reset()  # torch stops compiling a function that it has seen with too many networks
     options = recipe.options.resolved()
-    workspace = assemble(options)
-    parts = workspace.parts(options.lr_max, options.ema)
+    setup = build_setup(options)
+    parts = setup.parts(options.lr_max, options.ema)
     for seed in seeds:
-        run = {"seed": seed} | train_once(workspace, parts, options.replace(seed=seed))
+        run = {"seed": seed} | train_once(setup, parts, options.replace(seed=seed))
         row["runs"].append(run)
         save()
         how = "diverged" if run["diverged"] else f"{run['val_accuracy']:.2%}"

@@ -38,7 +38,7 @@ from fast_cifar.data.load import load_dataset
 from fast_cifar.options import DEMO
 from fast_cifar.runs.console import several_line
 from fast_cifar.runs.run_folder import RunFolder
-from fast_cifar.runs.stats import aggregate
+from fast_cifar.runs.stats import summarize
 from fast_cifar.system.device import has_compiler, resolve_device
 from fast_cifar.system.errors import UserError, run_script
 
@@ -91,7 +91,7 @@ def main() -> None:
     )
     print_table(title, *make_table(rows))
     if options.runs > 1:
-        print(several_line(aggregate(rows)))
+        print(several_line(summarize(rows)))
     write_rows(options.json, where, rows)
 
 

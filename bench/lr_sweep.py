@@ -41,7 +41,7 @@ from bench.measure import arguments, environment, header, print_table, python_co
 from bench.regret import COLUMNS, OURS, RULES, accuracies, fitted, judged, read_curves
 from bench.trials import train_once
 from fast_cifar.augment import PAD_MODES
-from fast_cifar.build import Workspace, assemble
+from fast_cifar.build import Setup, build_setup
 from fast_cifar.data.load import count_classes
 from fast_cifar.lr_finder import sweep
 from fast_cifar.options import RangeTestOptions, TrainOptions
@@ -241,19 +241,19 @@ def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace
     if not curves and not runs:
         return
     torch.compiler.reset()  # torch stops compiling a function that it has seen with too many networks
-    workspace = assemble(setting)
+    setup = build_setup(setting)
     for seed in curves:
-        row["curves"].append({"seed": seed} | curve(workspace, seed, options.iters))
+        row["curves"].append({"seed": seed} | curve(setup, seed, options.iters))
         save()
     if row["center"] is None:
         row["center"] = read_curves(row["curves"])["rates"].get(OURS)
     if row["center"] is None:
         tqdm.write(f"{row['setting']}: no suggestion; {row['curves'][0]['failed']}")
         return
-    parts = workspace.parts(row["center"])
+    parts = setup.parts(row["center"])
     for count, (seed, factor) in enumerate(runs, start=1):
         one = setting.replace(seed=seed, lr_max=factor * row["center"])
-        run = {"factor": factor, "seed": seed, "lr_max": one.lr_max} | train_once(workspace, parts, one)
+        run = {"factor": factor, "seed": seed, "lr_max": one.lr_max} | train_once(setup, parts, one)
         row["runs"].append(run)
         save()
         how = "diverged" if run["diverged"] else f"{run['val_accuracy']:.2%}"
@@ -263,9 +263,9 @@ def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace
         )
 
 
-def curve(workspace: Workspace, seed: int, iters: int) -> dict[str, Any]:
+def curve(setup: Setup, seed: int, iters: int) -> dict[str, Any]:
     """`lrs` and `losses` of a range test, or why it `failed`."""
-    eager = dataclasses.replace(workspace, options=workspace.options.replace(compile=False))
+    eager = dataclasses.replace(setup, options=setup.options.replace(compile=False))
     try:
         result = sweep(eager, seed, RangeTestOptions(iters=iters))
     except UserError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fast_cifar.runs.stats import aggregate
+from fast_cifar.runs.stats import summarize
 from fast_cifar.system.errors import UserError
 
 MARKER = re.compile(r"^<!-- bench\.(\w+): ([\w.-]+) -->[ \t]*\r?$", re.MULTILINE)
@@ -211,7 +211,7 @@ def bench_table(bench: str, rows: Sequence[Row]) -> str:
 def all_seeds(rows: Sequence[Row]) -> Row:
     """One row of the seeds of one recipe: means, the highest memory, and the `seeds` themselves."""
     highest = max((row["peak_memory_bytes"] for row in rows if "peak_memory_bytes" in row), default=None)
-    return aggregate(rows) | {"seeds": rows, "peak_memory_bytes": highest}
+    return summarize(rows) | {"seeds": rows, "peak_memory_bytes": highest}
 
 
 def machine(where: Row) -> list[str]:
@@ -241,7 +241,7 @@ def accuracy_block(files: Sequence[Row]) -> str:
     """
     if not files:
         return ""
-    rows = [aggregate(file["summaries"]) | {"when": file.get("when"), "data": data_of(file)} for file in files]
+    rows = [summarize(file["summaries"]) | {"when": file.get("when"), "data": data_of(file)} for file in files]
     commands = []
     for file, row in zip(files, rows, strict=True):
         made_by = ", then ".join(f"`{line}`" for line in file["command"].splitlines())

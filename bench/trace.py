@@ -38,9 +38,9 @@ from fast_cifar.loader import DeviceLoader
 from fast_cifar.system.device import (
     Precision,
     check_compiler,
-    reproducible,
     resolve_device,
     resolve_precision,
+    seeded_run,
     synchronize,
 )
 from fast_cifar.system.errors import UserError, run_script
@@ -93,7 +93,7 @@ def main() -> None:
 
     # Without this, the kernels that Inductor makes for a CPU are no operators of which the profiler would know.
     named_kernels = inductor.patch({"cpp.enable_kernel_profile": True})
-    with reproducible(0, device, deterministic=False), named_kernels:
+    with seeded_run(0, device, deterministic=False), named_kernels:
         step, loader = make_step(batch_size, steps, device, precision, compile=options.compile)
         cases = {"step": lambda: train(step, loader)}
         rate = interleave(cases, repeats=1 if options.quick else 3, device=device, warm_ups=0)["step"]

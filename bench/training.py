@@ -38,7 +38,7 @@ from bench.measure import Rate, arguments, environment, header, interleave, prin
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import make_optimizer
-from fast_cifar.system.device import Precision, has_compiler, reproducible, resolve_device, resolve_precision
+from fast_cifar.system.device import Precision, has_compiler, resolve_device, resolve_precision, seeded_run
 from fast_cifar.system.errors import UserError, run_script
 from fast_cifar.train_step import TrainStep, memory_format_of
 
@@ -87,7 +87,7 @@ def main() -> None:
     ladder, note = rungs(device)
     images = torch.randint(256, (batch_size * steps, 32, 32, 3), dtype=torch.uint8)
     labels = torch.randint(10, (len(images),))
-    with reproducible(0, device, deterministic=False):
+    with seeded_run(0, device, deterministic=False):
         cases = {rung.name: measured(make_case, rung, images, labels, batch_size, device) for rung in ladder}
         cases[COMMON] = measured(common_case, images, labels, batch_size, device)
         runs = {name: case.run for name, case in cases.items()}

@@ -14,24 +14,24 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.markdown import Column, machine, markdown, percent, value
-from fast_cifar.build import Parts, Workspace
+from fast_cifar.build import Setup, TrainingState
 from fast_cifar.engine import evaluate, train_epoch
 from fast_cifar.optimizer import make_scheduler
 from fast_cifar.options import TrainOptions
 from fast_cifar.runs.stats import t_quantile
 from fast_cifar.schedules import one_cycle
-from fast_cifar.system.device import enough_memory, recording_gradients, reproducible
+from fast_cifar.system.device import explain_out_of_memory, gradients_enabled, seeded_run
 from fast_cifar.trainer import cycle_steps
 
 Row = Mapping[str, Any]
 
 
-def train_once(workspace: Workspace, parts: Parts, options: TrainOptions) -> dict[str, Any]:
+def train_once(setup: Setup, parts: TrainingState, options: TrainOptions) -> dict[str, Any]:
     """Trains from new weights to the last epoch and answers the images held out, once.
 
     Args:
-        workspace: with `val_split`; `parts` are its own.
-        options: those of the workspace but for seed and learning rates.
+        setup: with `val_split`; `parts` are its own.
+        options: those of the setup but for seed and learning rates.
 
     Returns:
         `val_accuracy`, `val_loss` and `train_accuracy` of the last epoch, `seconds` of training, `diverged`: the loss
@@ -43,11 +43,11 @@ def train_once(workspace: Workspace, parts: Parts, options: TrainOptions) -> dic
     options = options.resolved()
     total, peak = cycle_steps(options, len(parts.loader))
     with (
-        recording_gradients(),
-        reproducible(options.seed, workspace.device, deterministic=options.deterministic),
-        enough_memory(options.batch_size),
+        gradients_enabled(),
+        seeded_run(options.seed, setup.device, deterministic=options.deterministic),
+        explain_out_of_memory(options.batch_size),
     ):
-        parts.start_over(workspace, options.seed)
+        parts.reset(setup, options.seed)
         cycle = one_cycle(total, peak, options.lr_min, options.lr_max)
         scheduler = make_scheduler(parts.optimizer, options.lr_max, cycle)
         if parts.step.needs_warm_up:
@@ -55,25 +55,25 @@ def train_once(workspace: Workspace, parts: Parts, options: TrainOptions) -> dic
         started = time.perf_counter()
         for epoch in range(options.epochs):
             parts.loader.set_epoch(epoch)
-            tally = train_epoch(
+            metrics = train_epoch(
                 parts.step,
                 parts.loader,
                 scheduler,
                 title=f"epoch {epoch + 1}/{options.epochs}",
                 steps=len(parts.loader),
             )
-            if not math.isfinite(tally.loss):
+            if not math.isfinite(metrics.loss):
                 break
         seconds = time.perf_counter() - started
         with parts.answering():
-            held_out = evaluate(parts.model, parts.eval_loaders["val"], workspace.precision, tta=options.tta)
-    if not (math.isfinite(tally.loss) and math.isfinite(held_out.loss)):
-        chance = 1 / len(workspace.data.classes)
+            held_out = evaluate(parts.model, parts.eval_loaders["val"], setup.precision, tta=options.tta)
+    if not (math.isfinite(metrics.loss) and math.isfinite(held_out.loss)):
+        chance = 1 / len(setup.data.classes)
         return {"val_accuracy": chance, "train_accuracy": chance, "seconds": seconds, "diverged": True}
     return {
         "val_accuracy": held_out.accuracy,
         "val_loss": held_out.loss,
-        "train_accuracy": tally.accuracy,
+        "train_accuracy": metrics.accuracy,
         "seconds": seconds,
         "diverged": False,
     }

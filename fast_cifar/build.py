@@ -14,16 +14,16 @@ from torch.optim import Optimizer
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.data.load import Dataset, Split, balanced_subset, hold_out, load_dataset
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.optimizer import WeightAverage, empty_state, make_optimizer
+from fast_cifar.optimizer import WeightEMA, empty_state, make_optimizer
 from fast_cifar.options import CommonOptions
 from fast_cifar.system.device import Precision, check_compiler, resolve_device, resolve_precision
-from fast_cifar.system.distributed import World, own_device
+from fast_cifar.system.distributed import DistributedContext, local_device
 from fast_cifar.system.errors import UserError
 from fast_cifar.train_step import TrainStep
 
 
 @dataclass(frozen=True)
-class Workspace:
+class Setup:
     """What every run with the same options shares: the machine and the pictures.
 
     Attributes:
@@ -38,7 +38,7 @@ class Workspace:
     precision: Precision
     data: Dataset
     val: Split | None
-    world: World = World()
+    distributed: DistributedContext = DistributedContext()
     tests: bool = True
 
     @property
@@ -72,14 +72,14 @@ class Workspace:
             flip=options.flip,
             alternate_flips=options.alternate_flips,
             pad_mode=options.pad_mode,
-            share=(self.world.rank, self.world.size),
+            share=(self.distributed.rank, self.distributed.size),
         )
 
     def eval_loader(self, split: Split, like: DeviceLoader) -> DeviceLoader:
         """Batches of this process's share of `split`, in order and as they are, normalised like the training images."""
-        part = self.world.share_of(len(split))
+        part = self.distributed.shard(len(split))
         split = Split(split.images[part], split.labels[part])
-        return loader_in_order(split, self.options.batch_size, self.device, self.precision, like.mean, like.std)
+        return evaluation_loader(split, self.options.batch_size, self.device, self.precision, like.mean, like.std)
 
     def network(self) -> CustomResNet:
         """A new network; its weights are drawn from torch's random state on the CPU, alike for every device."""
@@ -89,7 +89,7 @@ class Workspace:
     def optimizer(self, model: CustomResNet, lr: float) -> Optimizer:
         return make_optimizer(model, lr, self.options.weight_decay)
 
-    def parts(self, lr: float, ema: float = 0.0) -> Parts:
+    def parts(self, lr: float, ema: float = 0.0) -> TrainingState:
         """All that trains and tests, for a run with any seed; torch's random state is as before.
 
         Args:
@@ -106,22 +106,22 @@ class Workspace:
         with torch.random.fork_rng(devices=[]):
             model = self.network()
         optimizer = self.optimizer(model, lr)
-        average = WeightAverage(model, ema) if ema else None
+        average = WeightEMA(model, ema) if ema else None
         step = TrainStep(
             model,
             optimizer,
             self.precision,
             label_smoothing=options.label_smoothing,
             compile=options.compile,
-            network=self.world.parallel(model),
+            network=self.distributed.parallel(model),
             average=average,
-            graph=self.world.size == 1,
+            graph=self.distributed.size == 1,
         )
-        return Parts(loader, eval_loaders, model, optimizer, average, step, step.scaler.state_dict())
+        return TrainingState(loader, eval_loaders, model, optimizer, average, step, step.scaler.state_dict())
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingState:
     """What trains and what tests it: made once, and used for one seed after another, so that the pictures are stored
     once and the step is compiled once.
 
@@ -134,64 +134,64 @@ class Parts:
     eval_loaders: dict[str, DeviceLoader]
     model: CustomResNet
     optimizer: Optimizer
-    average: WeightAverage | None
+    average: WeightEMA | None
     step: TrainStep
     first_scale: dict[str, Any]
 
     def answering(self) -> AbstractContextManager[None]:
         """Inside, the network has the weights to answer with: their average, where there is one."""
-        return nullcontext() if self.average is None else self.average.in_the_network()
+        return nullcontext() if self.average is None else self.average.swapped_in()
 
-    def start_over(self, workspace: Workspace, seed: int) -> None:
+    def reset(self, setup: Setup, seed: int) -> None:
         """New weights, from torch's random state as it is now, an empty optimiser, and the pictures in `seed`'s order.
 
         All is changed in place: compiled code and captured graphs go on working.
         """
-        self.model.load_state_dict(workspace.network().state_dict())
+        self.model.load_state_dict(setup.network().state_dict())
         if self.average is not None:
-            self.average.restart()
+            self.average.reset()
         empty_state(self.optimizer)
         self.step.load_scaler(self.first_scale)
         self.loader.seed = seed
 
 
-def assemble(options: CommonOptions, world: World = World()) -> Workspace:  # noqa: B008 - it is immutable
+def build_setup(options: CommonOptions, distributed: DistributedContext = DistributedContext()) -> Setup:  # noqa: B008 - it is immutable
     """Finds the machine and loads the pictures: rank 0 first, which may download and decode them.
 
     Raises:
         UserError: the device, the precision, the compiler or the data cannot be had as asked.
     """
-    device = resolve_device(own_device(options.device))
+    device = resolve_device(local_device(options.device))
     precision = resolve_precision(device, options.amp, options.amp_dtype)
     if options.compile:
         check_compiler()
-    if options.batch_size % world.size:
-        raise UserError(f"--batch-size {options.batch_size} must be a multiple of the {world.size} processes")
-    if not world.is_main:
-        world.from_main(None)
+    if options.batch_size % distributed.size:
+        raise UserError(f"--batch-size {options.batch_size} must be a multiple of the {distributed.size} processes")
+    if not distributed.is_main:
+        distributed.broadcast(None)
     data = load_dataset(options.data, options.data_dir, mirrors=options.mirror, resize=options.resize)
-    if world.is_main:
-        world.from_main(None)
+    if distributed.is_main:
+        distributed.broadcast(None)
     train, val = data.train, None
     if options.val_split is not None:
         train, val = hold_out(train, options.val_split)
     train, test = limited(train, options.limit_train), limited(data.test, options.limit_test)
     if options.batch_size > len(train):
         raise UserError(f"--batch-size {options.batch_size} is more than the {len(train)} training images")
-    if min(len(split) for split in (test, val) if split is not None) < world.size:
-        raise UserError(f"{world.size} processes cannot share {len(test)} test images")
-    return Workspace(
+    if min(len(split) for split in (test, val) if split is not None) < distributed.size:
+        raise UserError(f"{distributed.size} processes cannot share {len(test)} test images")
+    return Setup(
         options,
         device,
         precision,
         dataclasses.replace(data, train=train, test=test),
         val,
-        world,
+        distributed,
         getattr(options, "test", True),
     )
 
 
-def loader_in_order(
+def evaluation_loader(
     split: Split,
     batch_size: int,
     device: torch.device,

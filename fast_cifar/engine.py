@@ -14,14 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from fast_cifar.system.device import Precision, synchronize
-from fast_cifar.system.distributed import World
+from fast_cifar.system.distributed import DistributedContext
 from fast_cifar.train_step import TrainStep, memory_format_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass
-class Tally:
+class EpochMetrics:
     """What an epoch has come to so far.
 
     Attributes:
@@ -38,7 +38,7 @@ class Tally:
     images_in_them: int = 0
 
     @classmethod
-    def empty(cls, device: torch.device) -> Tally:
+    def empty(cls, device: torch.device) -> EpochMetrics:
         return cls(torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device))
 
     @property
@@ -54,12 +54,12 @@ class Tally:
     def images_per_second(self) -> float:
         return self.images_in_them / self.seconds if self.seconds else 0.0
 
-    def over(self, world: World) -> Tally:
+    def over(self, distributed: DistributedContext) -> EpochMetrics:
         """What all processes together have come to."""
-        counts = world.sum(torch.tensor([self.images, self.images_in_them]))
+        counts = distributed.sum(torch.tensor([self.images, self.images_in_them]))
         images, images_in_them = counts.tolist()
-        sums = world.sum(self.loss_sum), world.sum(self.correct_sum)
-        return Tally(*sums, images, self.steps, self.seconds, images_in_them)
+        sums = distributed.sum(self.loss_sum), distributed.sum(self.correct_sum)
+        return EpochMetrics(*sums, images, self.steps, self.seconds, images_in_them)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: all but the clock's time."""
@@ -75,50 +75,50 @@ def train_epoch(
     step: TrainStep,
     batches: Batches,
     scheduler: LRScheduler,
-    tally: Tally | None = None,
+    metrics: EpochMetrics | None = None,
     *,
     check: Callable[[], None] = lambda: None,
     title: str = "",
     steps: int | None = None,
-) -> Tally:
+) -> EpochMetrics:
     """Trains on every batch and advances `scheduler` after each update.
 
     Loss and correct answers add up on the device, and the host waits for them once, at the end. A progress bar, on a
     terminal only, looks at them once a second: a third of a second, an epoch on a fast card, passes without a look.
 
     Args:
-        tally: of the batches of the epoch before these; it is added to.
-        check: called after each step; when it raises, the tally is right up to that step.
+        metrics: of the batches of the epoch before these; it is added to.
+        check: called after each step; when it raises, the metrics is right up to that step.
         title, steps: what the progress bar says, and the steps of the whole epoch.
     """
     step.model.train()
     device = next(step.model.parameters()).device
-    tally = Tally.empty(device) if tally is None else tally
+    metrics = EpochMetrics.empty(device) if metrics is None else metrics
     synchronize(device)
     start = last_look = time.perf_counter()
     bar = tqdm(
-        total=steps, initial=tally.steps, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True
+        total=steps, initial=metrics.steps, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True
     )
     try:
         for inputs, labels in batches:
             loss, correct, advanced = step(inputs, labels)
             if advanced:
                 scheduler.step()
-            tally.loss_sum.add_(loss, alpha=len(labels))
-            tally.correct_sum.add_(correct)
-            tally.images += len(labels)
-            tally.images_in_them += len(labels)
-            tally.steps += 1
+            metrics.loss_sum.add_(loss, alpha=len(labels))
+            metrics.correct_sum.add_(correct)
+            metrics.images += len(labels)
+            metrics.images_in_them += len(labels)
+            metrics.steps += 1
             bar.update()
             if not bar.disable and time.perf_counter() - last_look > 1.0:
-                bar.set_postfix_str(f"loss {tally.loss:.4f}, accuracy {tally.accuracy:.2%}", refresh=False)
+                bar.set_postfix_str(f"loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}", refresh=False)
                 last_look = time.perf_counter()
             check()
     finally:
         synchronize(device)
-        tally.seconds += time.perf_counter() - start
+        metrics.seconds += time.perf_counter() - start
         bar.close()
-    return tally
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def evaluate(
     *,
     tta: bool = False,
     check: Callable[[], None] = lambda: None,
-    world: World = World(),  # noqa: B008 - it is immutable
+    distributed: DistributedContext = DistributedContext(),  # noqa: B008 - it is immutable
     title: str = "",
 ) -> Evaluation:
     """Answers every image of `loader` with the network in evaluation mode; its training flag is as before afterwards.
@@ -176,4 +176,4 @@ def evaluate(
             all_labels.append(labels.clone())
             check()
     model.train(was_training)
-    return Evaluation.of(world.gathered(torch.cat(all_logits)), world.gathered(torch.cat(all_labels)))
+    return Evaluation.of(distributed.gather(torch.cat(all_logits)), distributed.gather(torch.cat(all_labels)))

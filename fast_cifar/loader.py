@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fast_cifar.augment import Draws, check_images, check_options, draw, normalise_and_cut, pad, row_tables
-from fast_cifar.system.device import selects_windows_fast
+from fast_cifar.system.device import prefers_index_select
 
 CHUNK = 4096  # images handled at a time when the store is built or measured: bounds the memory it takes
 
@@ -201,7 +201,7 @@ def _make_batch(
 
 def _select(windows: Tensor, starts: Tensor) -> Tensor:
     """windows[starts], by the way that suits the device; compiled, both are the same kernel."""
-    return windows.index_select(0, starts) if selects_windows_fast(windows.device) else windows[starts]
+    return windows.index_select(0, starts) if prefers_index_select(windows.device) else windows[starts]
 
 
 def _make_store(images: Tensor, padding: int, pad_mode: str, *, mirrored: bool) -> Tensor:

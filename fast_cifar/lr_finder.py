@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from fast_cifar import lr_curve
-from fast_cifar.build import Workspace, assemble, limited, loader_in_order
+from fast_cifar.build import Setup, build_setup, evaluation_loader, limited
 from fast_cifar.engine import Batches
 from fast_cifar.lr_curve import (
     FEWEST_POINTS,
@@ -43,13 +43,13 @@ from fast_cifar.schedules import SWEEPS
 from fast_cifar.system.device import (
     Precision,
     describe_device,
-    enough_memory,
-    recording_gradients,
-    reproducible,
+    explain_out_of_memory,
+    gradients_enabled,
     resolve_precision,
+    seeded_run,
 )
 from fast_cifar.system.errors import UserError
-from fast_cifar.train_step import TrainStep, memory_format_of, preserved
+from fast_cifar.train_step import TrainStep, memory_format_of, preserve_state
 
 HELD_OUT = 500  # images at most: they are answered after every step
 
@@ -94,7 +94,7 @@ def range_test(
     multiplier = SWEEPS[sweep](iters, lr_start, lr_end)
     rates = [lr_end * multiplier(i) for i in range(iters)]
     precision = resolve_precision(next(model.parameters()).device, amp, amp_dtype)
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         step = TrainStep(model, optimizer, precision, label_smoothing=label_smoothing, compile=compile)
         watched = None if held_out is None else held_out_loss(model, precision, held_out)
         losses, ruined = sweep_losses(step, loader, rates, watched)
@@ -107,30 +107,28 @@ def range_test(
     return dataclasses.replace(result, warnings=[*([why] if why else []), *lr_curve.warnings([result], lr_end)])
 
 
-def sweep(workspace: Workspace, seed: int, test: RangeTestOptions) -> RepeatedRangeTest:
-    """Range tests of new networks on the training split of `workspace`, as `test` says, with `seed` and those after it.
+def sweep(setup: Setup, seed: int, test: RangeTestOptions) -> RepeatedRangeTest:
+    """Range tests of new networks on the training split of `setup`, as `test` says, with `seed` and those after it.
 
     Raises:
         UserError: with every seed the loss diverged at once or never fell, so that a suggestion would mean nothing.
     """
-    options = workspace.options
+    options = setup.options
     multiplier = SWEEPS[test.sweep](test.iters, test.lr_start, test.lr_end)
     rates = [test.lr_end * multiplier(i) for i in range(test.iters)]
     repeats: dict[int, RangeTest] = {}
     failures: dict[int, str] = {}
-    with recording_gradients(), enough_memory(options.batch_size):
-        parts = workspace.parts(test.lr_end)
+    with gradients_enabled(), explain_out_of_memory(options.batch_size):
+        parts = setup.parts(test.lr_end)
         watched = None
         if test.loss_on == "val":
-            val = limited(workspace.val, max(HELD_OUT, len(workspace.data.classes)))
+            val = limited(setup.val, max(HELD_OUT, len(setup.data.classes)))
             # In one batch: a folder's images come class after class.
-            fixed = loader_in_order(
-                val, len(val), workspace.device, workspace.precision, parts.loader.mean, parts.loader.std
-            )
-            watched = held_out_loss(parts.model, workspace.precision, fixed)
+            fixed = evaluation_loader(val, len(val), setup.device, setup.precision, parts.loader.mean, parts.loader.std)
+            watched = held_out_loss(parts.model, setup.precision, fixed)
         for one in range(seed, seed + test.repeats):
-            with reproducible(one, workspace.device, deterministic=options.deterministic):
-                parts.start_over(workspace, one)
+            with seeded_run(one, setup.device, deterministic=options.deterministic):
+                parts.reset(setup, one)
                 title = f", seed {one}" if test.repeats > 1 else ""
                 losses, ruined = sweep_losses(parts.step, parts.loader, rates, watched, title)
             if why := failure(rates[: len(losses)], losses):
@@ -240,17 +238,17 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     options.check()
     data = f"lrfind-{Path(options.data).name}"
     check_new(new_path(options.out, options.name, data))
-    workspace = assemble(options)
+    setup = build_setup(options)
     seeds = f" with each of {options.repeats} seeds" if options.repeats > 1 else ""
     log(
-        f"range test on {workspace.data.name}, {describe_device(workspace.device)}, {workspace.precision.name}: "
+        f"range test on {setup.data.name}, {describe_device(setup.device)}, {setup.precision.name}: "
         f"{options.iters} steps of {options.batch_size} images{seeds}, {options.lr_start:g} -> {options.lr_end:g}"
     )
-    if workspace.precision.note:
-        log(workspace.precision.note)
-    result = sweep(workspace, options.seed, options)
+    if setup.precision.note:
+        log(setup.precision.note)
+    result = sweep(setup, options.seed, options)
     folder = RunFolder.create_new(options.out, options.name, data)
-    folder.write_config(options.replace(name=folder.path.name, **workspace.resolved_machine()).as_dict())
+    folder.write_config(options.replace(name=folder.path.name, **setup.resolved_machine()).as_dict())
     write_range_test(folder, result)
     for line in _report(result, options):
         log(line)

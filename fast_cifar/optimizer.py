@@ -3,7 +3,7 @@
 A captured CUDA graph and compiled code keep the addresses of what they work on. So the state is made before the first
 step, emptied and loaded in place, and on CUDA the learning rate is a tensor that the schedule writes to.
 
-`WeightAverage` is a running average of a network's weights, which often answers better than the weights themselves.
+`WeightEMA` is a running average of a network's weights, which often answers better than the weights themselves.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
                 tensor.copy_(saved["state"][index][key])
 
 
-class WeightAverage:
+class WeightEMA:
     """Exponential moving average of the weights and of BatchNorm's statistics.
 
     Each update moves the average by the share 1 - `decay` towards the network: it looks back over about
@@ -128,7 +128,7 @@ class WeightAverage:
         torch._foreach_lerp_(self._averaged, self._live, 1 - self._decay)
 
     @torch.no_grad()
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Begins anew from the network as it is now."""
         torch._foreach_copy_(self._averaged, self._live)
 
@@ -137,7 +137,7 @@ class WeightAverage:
         return self._model.state_dict() | dict(zip(self._names, self._averaged, strict=True))
 
     @contextmanager
-    def in_the_network(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Inside, the network has the averaged weights; afterwards its own, bit for bit."""
         own = [tensor.clone() for tensor in self._live]
         with torch.no_grad():

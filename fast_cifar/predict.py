@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fast_cifar.build import limited, loader_in_order, placed
+from fast_cifar.build import evaluation_loader, limited, placed
 from fast_cifar.command_line import Parser
 from fast_cifar.custom_resnet import probabilities
 from fast_cifar.data.image_folder import read_image
@@ -25,7 +25,7 @@ from fast_cifar.data.splits import Split
 from fast_cifar.engine import Evaluation, evaluate
 from fast_cifar.options import TrainOptions
 from fast_cifar.runs import checkpoint
-from fast_cifar.system.device import enough_memory, resolve_device, resolve_precision
+from fast_cifar.system.device import explain_out_of_memory, resolve_device, resolve_precision
 from fast_cifar.system.errors import UserError, run_script
 
 
@@ -49,7 +49,7 @@ def predict(path: str | Path, images: Sequence[str | Path], device: str = "auto"
     pictures = torch.stack([torch.from_numpy(read_image(image, resize=True)) for image in images])
     unknown = torch.zeros(len(pictures), dtype=torch.int64)
     precision = resolve_precision(place, amp=False, amp_dtype="auto")
-    loader = loader_in_order(Split(pictures, unknown), 512, place, precision, contents["mean"], contents["std"])
+    loader = evaluation_loader(Split(pictures, unknown), 512, place, precision, contents["mean"], contents["std"])
     evaluation = evaluate(model, loader, precision)
     return contents["classes"], probabilities(evaluation.logits).cpu()
 
@@ -80,8 +80,8 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
             f"{options.data} has {_first(data.classes)}, ...: give the data it was trained on with --data"
         )
     test = limited(data.test, options.limit_test)
-    loader = loader_in_order(test, options.batch_size, device, precision, contents["mean"], contents["std"])
-    with enough_memory(options.batch_size):
+    loader = evaluation_loader(test, options.batch_size, device, precision, contents["mean"], contents["std"])
+    with explain_out_of_memory(options.batch_size):
         return evaluate(placed(model, options, device), loader, precision, tta=options.tta, title="test")
 
 

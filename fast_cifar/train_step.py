@@ -1,6 +1,6 @@
 """One training step: where precision, compilation, CUDA graphs and the optimiser meet.
 
-`preserved` leaves no trace of what is tried: it puts everything back, in place and bit for bit.
+`preserve_state` leaves no trace of what is tried: it puts everything back, in place and bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fast_cifar.optimizer import WeightAverage, create_state, is_capturable
+from fast_cifar.optimizer import WeightEMA, create_state, is_capturable
 from fast_cifar.system.device import Precision, capture, side_stream, synchronize
 
 
@@ -57,7 +57,7 @@ class TrainStep:
         label_smoothing: float = 0.0,
         compile: bool = False,
         network: nn.Module | None = None,
-        average: WeightAverage | None = None,
+        average: WeightEMA | None = None,
         graph: bool = True,
     ) -> None:
         self.model = model
@@ -148,7 +148,7 @@ class TrainStep:
         start = time.perf_counter()
         if self._wants_graph:
             create_state(self.optimizer)  # a graph keeps its address, so it has to be there before and afterwards
-        with preserved(self.model, self.optimizer):
+        with preserve_state(self.model, self.optimizer):
             self.model.train()
             with side_stream(device):
                 for _ in range(3 if self._wants_graph else 2):
@@ -202,7 +202,7 @@ class _StepGraph:
 
 
 @contextmanager
-def preserved(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+def preserve_state(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     """Whatever happens inside, model, optimiser and random state are bit-identical afterwards.
 
     Covers parameters, buffers, gradients, the training flag of every module, the optimiser's state and groups, and the

@@ -158,12 +158,12 @@ def interrupted_after(epochs, monkeypatch):
     """Makes training stop with Ctrl-C in the middle of the epoch after `epochs`."""
     calls = iter(range(1000))
 
-    def train_epoch(step, batches, scheduler, tally, **keywords):
+    def train_epoch(step, batches, scheduler, metrics, **keywords):
         if next(calls) == epochs:
             step(*next(iter(batches)))
             scheduler.step()
             raise KeyboardInterrupt
-        return engine.train_epoch(step, batches, scheduler, tally, **keywords)
+        return engine.train_epoch(step, batches, scheduler, metrics, **keywords)
 
     monkeypatch.setattr(trainer, "train_epoch", train_epoch)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fast_cifar.build import assemble
+from fast_cifar.build import build_setup
 from fast_cifar.lr_finder import find_lr, next_command, range_test, sweep
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.options import RangeTestOptions
@@ -191,16 +191,16 @@ def test_an_existing_run_folder_is_left_alone(options, tmp_path):
 
 
 def test_several_seeds_are_the_single_sweeps_of_each(small_network, options):
-    workspace = assemble(options)
-    together = sweep(workspace, 3, options.replace(repeats=2))
-    alone = [sweep(workspace, seed, options).repeats[0] for seed in (3, 4)]
+    setup = build_setup(options)
+    together = sweep(setup, 3, options.replace(repeats=2))
+    alone = [sweep(setup, seed, options).repeats[0] for seed in (3, 4)]
     assert together.repeats == alone
     assert together.seeds == [3, 4]
     assert alone[0].losses != alone[1].losses
 
 
 def test_one_seed_is_the_range_test_of_its_network(small_network, options):
-    result = sweep(assemble(options), 3, options)
+    result = sweep(build_setup(options), 3, options)
     assert (result.lrs, result.losses, result.suggestion) == (
         result.repeats[0].lrs,
         result.repeats[0].losses,
@@ -236,7 +236,7 @@ def test_seeds_that_disagree_are_said_so(small_network, options, tmp_path, answe
 @pytest.mark.parametrize("bad", [DIVERGES_AT_ONCE, NEVER_FALLS, [float("inf")]])
 def test_a_seed_whose_curve_says_nothing_is_left_out_and_named(small_network, options, answer, bad):
     answer(basin(), bad, basin())
-    result = sweep(assemble(options), 0, options.replace(iters=118, repeats=3))
+    result = sweep(build_setup(options), 0, options.replace(iters=118, repeats=3))
     assert result.seeds == [0, 2]
     assert result.suggestion.lr_max == pytest.approx(result.repeats[0].suggestion.lr_max)
     assert result.warnings[0].startswith("seed 1 is left out: ")
@@ -277,7 +277,7 @@ def test_several_seeds_compile_once(small_network, options):
     def graphs(repeats):
         torch._dynamo.reset()
         counters["stats"].clear()
-        sweep(assemble(options), 0, options.replace(repeats=repeats))
+        sweep(build_setup(options), 0, options.replace(repeats=repeats))
         return counters["stats"]["unique_graphs"]
 
     options = options.replace(compile=True, iters=30, val_split=4, loss_on="val")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fast_cifar.optimizer import WeightAverage
+from fast_cifar.optimizer import WeightEMA
 from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
 
@@ -29,7 +29,7 @@ def trained(decay, steps=5):
     """A network, its average by ours and by torch's, after some steps."""
     model = network()
     model(batches(1)[0][0])
-    ours = WeightAverage(model, decay)
+    ours = WeightEMA(model, decay)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     theirs.n_averaged.fill_(1)  # it would take the first update whole
     step = TrainStep(
@@ -61,7 +61,7 @@ def test_inside_the_block_the_network_answers_with_the_average_and_afterwards_as
     images = batches(1)[0][0]
     model.eval(), theirs.eval()
     before, own = model(images), copy.deepcopy(model.state_dict())
-    with ours.in_the_network():
+    with ours.swapped_in():
         torch.testing.assert_close(model(images), theirs(images))
         assert not torch.allclose(model(images), before)
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
@@ -70,21 +70,21 @@ def test_inside_the_block_the_network_answers_with_the_average_and_afterwards_as
 def test_the_network_gets_its_own_weights_back_after_an_error():
     model, ours, _ = trained(0.9)
     own = copy.deepcopy(model.state_dict())
-    with pytest.raises(KeyboardInterrupt), ours.in_the_network():
+    with pytest.raises(KeyboardInterrupt), ours.swapped_in():
         raise KeyboardInterrupt
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
 
 
 def test_restarting_forgets_what_was_before():
     model, ours, _ = trained(0.9)
-    ours.restart()
+    ours.reset()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_a_warm_up_leaves_the_average_alone():
     model = network()
     model(batches(1)[0][0])
-    ours = WeightAverage(model, 0.5)
+    ours = WeightEMA(model, 0.5)
     before = copy.deepcopy(ours.state_dict())
     step = TrainStep(model, torch.optim.Adam(model.parameters(), lr=0.1), Precision("cpu", torch.float32), average=ours)
     step.warm_up(*batches(1)[0])
@@ -94,4 +94,4 @@ def test_a_warm_up_leaves_the_average_alone():
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, float("nan")])
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match="decay"):
-        WeightAverage(network(), decay)
+        WeightEMA(network(), decay)

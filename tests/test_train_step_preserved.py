@@ -1,4 +1,4 @@
-"""Nothing that happens inside `preserved` leaves a trace."""
+"""Nothing that happens inside `preserve_state` leaves a trace."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fast_cifar.train_step import preserved
+from fast_cifar.train_step import preserve_state
 from tests.helpers.states import flat
 
 
@@ -46,7 +46,7 @@ def disturb(model, optimizer):
 def test_weights_and_buffers_are_bit_identical(pair):
     model, optimizer = pair
     before = flat(model.state_dict())
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         disturb(model, optimizer)
         assert flat(model.state_dict()) != before
     assert flat(model.state_dict()) == before
@@ -55,7 +55,7 @@ def test_weights_and_buffers_are_bit_identical(pair):
 def test_the_optimizer_is_bit_identical(pair):
     model, optimizer = pair
     before = flat(optimizer.state_dict())
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         disturb(model, optimizer)
     assert flat(optimizer.state_dict()) == before
 
@@ -63,7 +63,7 @@ def test_the_optimizer_is_bit_identical(pair):
 def test_gradients_are_as_they_were(pair):
     model, optimizer = pair
     before = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         disturb(model, optimizer)
     for old, parameter in zip(before, model.parameters(), strict=True):
         assert (old is None and parameter.grad is None) or torch.equal(old, parameter.grad)
@@ -71,13 +71,13 @@ def test_gradients_are_as_they_were(pair):
 
 def test_every_random_state_is_as_it_was(pair):
     model, optimizer = pair
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         disturb(model, optimizer)
         torch.rand(1)
         inside = torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         first = torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         second = torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
     assert torch.equal(first[0], second[0])
     assert first[1:] == second[1:]
@@ -88,7 +88,7 @@ def test_each_module_keeps_its_training_flag(pair):
     model, optimizer = pair
     model.train()
     model[1].eval()
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         disturb(model, optimizer)
     assert [module.training for module in model] == [True, False, True, True, True]
 
@@ -97,7 +97,7 @@ def test_tensors_keep_their_identity(pair):
     model, optimizer = pair
     before = [id(p) for p in model.parameters()] + [p.data_ptr() for p in model.parameters()]
     before += [id(value) for state in optimizer.state.values() for value in state.values()]
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         disturb(model, optimizer)
     after = [id(p) for p in model.parameters()] + [p.data_ptr() for p in model.parameters()]
     after += [id(value) for state in optimizer.state.values() for value in state.values()]
@@ -109,7 +109,7 @@ def test_everything_is_put_back_after_an_error_too(pair):
     before = flat(model.state_dict())
 
     def fail():
-        with preserved(model, optimizer):
+        with preserve_state(model, optimizer):
             disturb(model, optimizer)
             raise RuntimeError("stop")
 
@@ -122,7 +122,7 @@ def test_a_learning_rate_that_is_a_tensor_is_restored_in_place(pair):
     model, _ = pair
     optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.1))
     rate = optimizer.param_groups[0]["lr"]
-    with preserved(model, optimizer):
+    with preserve_state(model, optimizer):
         rate.fill_(9.0)
     assert optimizer.param_groups[0]["lr"] is rate
     assert rate.item() == pytest.approx(0.1)

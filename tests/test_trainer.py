@@ -185,10 +185,10 @@ def test_the_peak_memory_is_in_the_summary(run):
 
 
 def test_several_runs_go_on_after_one_that_diverged_and_report_it(small_network, quick, tmp_path, monkeypatch):
-    def train_epoch(step, batches, scheduler, tally, **keywords):
-        engine.train_epoch(step, batches, scheduler, tally, **keywords)
+    def train_epoch(step, batches, scheduler, metrics, **keywords):
+        engine.train_epoch(step, batches, scheduler, metrics, **keywords)
         if next(epochs) == 1:  # the second epoch of the first run
-            tally.loss_sum.fill_(float("nan"))
+            metrics.loss_sum.fill_(float("nan"))
 
     epochs = itertools.count()
     monkeypatch.setattr(trainer, "train_epoch", train_epoch)

@@ -179,10 +179,10 @@ def test_without_matplotlib_a_run_says_so_and_draws_the_grids(small_network, qui
 
 
 def diverge_in_epoch(epoch, monkeypatch):
-    def train_epoch(step, batches, scheduler, tally, *, title, **keywords):
-        engine.train_epoch(step, batches, scheduler, tally, title=title, **keywords)
+    def train_epoch(step, batches, scheduler, metrics, *, title, **keywords):
+        engine.train_epoch(step, batches, scheduler, metrics, title=title, **keywords)
         if title.startswith(f"epoch {epoch}/"):
-            tally.loss_sum.fill_(float("nan"))
+            metrics.loss_sum.fill_(float("nan"))
 
     monkeypatch.setattr(trainer, "train_epoch", train_epoch)
 
@@ -223,7 +223,7 @@ def test_a_loss_that_diverges_inside_an_epoch_never_reaches_a_checkpoint(small_n
     with pytest.raises(UserError, match="diverged in epoch 2"):
         train(quick(out=str(tmp_path), name="a", checkpoint_steps=1), log=silent)
     contents = checkpoint.load_training(tmp_path / "a/last.pt")
-    assert (contents["epoch"], contents["tally"]["steps"]) == (1, 0)
+    assert (contents["epoch"], contents["metrics"]["steps"]) == (1, 0)
 
 
 def test_without_a_test_the_held_out_images_judge_and_the_test_images_change_nothing(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fast_cifar.augment import apply, draw
-from fast_cifar.build import Workspace
+from fast_cifar.build import Setup
 from fast_cifar.custom_resnet import probabilities
 from fast_cifar.data.load import Split, balanced_subset
 from fast_cifar.engine import Evaluation
@@ -19,24 +19,24 @@ from fast_cifar.plots import grids, style, training
 NO_MATPLOTLIB = "no curves without matplotlib; to have them: pip install matplotlib"
 
 
-def opening_pictures(folder: Path, workspace: Workspace, loader: DeviceLoader, lrs: list[float]) -> None:
+def opening_pictures(folder: Path, setup: Setup, loader: DeviceLoader, lrs: list[float]) -> None:
     """samples.png, augmented.png and, with matplotlib, schedule.png: what the run is about to do."""
-    data = workspace.data
+    data = setup.data
     samples = _a_few(data.train, max(40, len(data.classes)))
     grids.samples(folder / "samples.png", samples.images[:40], _names(samples.labels[:40], data.classes))
     originals = _a_few(data.train, max(8, len(data.classes)))
     images, names = originals.images[:8], _names(originals.labels[:8], data.classes)
-    views = torch.stack([_augmented(images, workspace, loader, view) for view in range(8)], dim=1)
+    views = torch.stack([_augmented(images, setup, loader, view) for view in range(8)], dim=1)
     grids.augmented(folder / "augmented.png", images, views, names)
     if style.matplotlib_available():
         training.schedule(folder / "schedule.png", lrs, len(loader))
 
 
 def closing_pictures(
-    folder: Path, workspace: Workspace, history: list[dict[str, Any]], evaluation: Evaluation, title: str
+    folder: Path, setup: Setup, history: list[dict[str, Any]], evaluation: Evaluation, title: str
 ) -> None:
     """misclassified.png and, with matplotlib, curves.png and confusion.png: what has come of it."""
-    classes = workspace.data.classes
+    classes = setup.data.classes
     truths, answers = evaluation.labels.cpu(), evaluation.logits.argmax(dim=1).cpu()
     if style.matplotlib_available():
         training.curves(folder / "curves.png", history, title)
@@ -46,7 +46,7 @@ def closing_pictures(
     worst = wrong[confidences[wrong].argsort(descending=True)][:40]
     grids.misclassified(
         folder / "misclassified.png",
-        workspace.split(workspace.judge).images[worst],
+        setup.split(setup.judge).images[worst],
         _names(truths[worst], classes),
         _names(answers[worst], classes),
         confidences[worst].tolist(),
@@ -66,9 +66,9 @@ def _names(labels: Tensor, classes: list[str]) -> list[str]:
     return [classes[label] for label in labels.tolist()]
 
 
-def _augmented(images: Tensor, workspace: Workspace, loader: DeviceLoader, seed: int) -> Tensor:
+def _augmented(images: Tensor, setup: Setup, loader: DeviceLoader, seed: int) -> Tensor:
     """uint8 [n, H, W, 3]: one draw of the run's augmentation, made visible again."""
-    options = workspace.options
+    options = setup.options
     draws = draw(
         len(images),
         padding=options.padding,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.options import HIGHEST_WIDTH
-from fast_cifar.system.device import waiting_for_work_so_far
+from fast_cifar.system.device import record_work
 from fast_cifar.system.errors import UserError
 from fast_cifar.system.files import atomic_write, is_whole
 
@@ -29,7 +29,7 @@ TRAINING = {
     "scaler": dict,
     "random_state": dict,
     "steps_per_epoch": int,
-    "tally": dict,
+    "metrics": dict,
     "threads": int,
 }
 HIGHEST_NUMBER = 1e30
@@ -88,7 +88,7 @@ class Writer:
         """Orders `files` to be written with their contents of this moment."""
         self._raise_what_failed()
         copies = {path: _with_tensors(contents, _copy_soon) for path, contents in files.items()}
-        until_copied = waiting_for_work_so_far(self._device)
+        until_copied = record_work(self._device)
         with self._lock:
             for path, contents in copies.items():
                 self._waiting.pop(path, None)  # dictionaries keep the order: the newer contents go to its end

@@ -7,29 +7,28 @@ from typing import Any
 
 import torch
 
-from fast_cifar.build import Workspace
+from fast_cifar.build import Setup
 from fast_cifar.options import TrainOptions
 
 
-def opening_lines(workspace: Workspace, options: TrainOptions, device_name: str, steps_per_epoch: int) -> list[str]:
+def opening_lines(setup: Setup, options: TrainOptions, device_name: str, steps_per_epoch: int) -> list[str]:
     """What will be done, on what and with what."""
-    data = workspace.data
-    held_out = f", {len(workspace.val):,} held out" if workspace.val is not None else ""
-    tested = f"{len(data.test):,}" if workspace.tests else "no"
+    data = setup.data
+    held_out = f", {len(setup.val):,} held out" if setup.val is not None else ""
+    tested = f"{len(data.test):,}" if setup.tests else "no"
     layout = "channels_last" if options.channels_last else "NCHW"
     compiled = ", compiled" if options.compile else ""
-    processes = f"{workspace.world.size} processes, each on " if workspace.world.size > 1 else ""
+    processes = f"{setup.distributed.size} processes, each on " if setup.distributed.size > 1 else ""
     peak = f"at epoch {options.peak_epoch}" if options.peak_epoch else "5/24 of the way"
     lines = [
         f"data      {data.name}: {len(data.train):,} training and {tested} test images{held_out}, "
         f"{len(data.classes)} classes",
-        f"machine   {processes}{device_name}, {workspace.precision.name}, {layout}{compiled}, "
-        f"torch {torch.__version__}",
+        f"machine   {processes}{device_name}, {setup.precision.name}, {layout}{compiled}, torch {torch.__version__}",
         f"recipe    {options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images; one cycle "
         f"{options.lr_min:g} -> {options.lr_max:g} ({peak}) -> {options.lr_min:g}",
     ]
-    if workspace.precision.note:
-        lines.append(workspace.precision.note)
+    if setup.precision.note:
+        lines.append(setup.precision.note)
     return lines
 
 

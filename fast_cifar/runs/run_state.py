@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fast_cifar.build import Parts, Workspace
-from fast_cifar.engine import Tally
+from fast_cifar.build import Setup, TrainingState
+from fast_cifar.engine import EpochMetrics
 from fast_cifar.optimizer import load_state, make_scheduler
 from fast_cifar.options import MACHINE, SIZE, TrainOptions, flag_of
 from fast_cifar.runs import checkpoint
@@ -26,36 +26,36 @@ class RunState:
     """Weights, optimiser, schedule, and how far a run has come.
 
     Args:
-        workspace, parts, options, folder, log: those of the run.
+        setup, parts, options, folder, log: those of the run.
         multiplier: of its schedule.
 
     Attributes:
         scheduler: moves the learning rate, one step at a time.
         epoch: how many are done.
-        tally: of the epoch that is being trained, in this process.
+        metrics: of the epoch that is being trained, in this process.
         best: the highest accuracy on the split that chooses best.pt.
     """
 
     def __init__(
         self,
-        workspace: Workspace,
-        parts: Parts,
+        setup: Setup,
+        parts: TrainingState,
         options: TrainOptions,
         folder: RunFolder,
         multiplier: Callable[[int], float],
         log: Callable[[str], None],
     ) -> None:
-        self._workspace, self._parts, self._options, self._folder, self._log = workspace, parts, options, folder, log
-        self._world = workspace.world
-        parts.start_over(workspace, options.seed)
+        self._workspace, self._parts, self._options, self._folder, self._log = setup, parts, options, folder, log
+        self._world = setup.distributed
+        parts.reset(setup, options.seed)
         self.scheduler = make_scheduler(parts.optimizer, options.lr_max, multiplier)
         self.epoch = 0
-        self.tally = Tally.empty(workspace.device)
+        self.metrics = EpochMetrics.empty(setup.device)
         self.best = -1.0
 
     def finish_epoch(self) -> None:
         self.epoch += 1
-        self.tally = Tally.empty(self._workspace.device)
+        self.metrics = EpochMetrics.empty(self._workspace.device)
 
     def checkpoints(self, row: dict[str, Any]) -> dict[Path, dict[str, Any]]:
         """What is to be written after the epoch of `row`: best.pt when it is the best so far, then last.pt."""
@@ -69,7 +69,7 @@ class RunState:
         """last.pt: all that the run needs to go on from here as if it had never stopped."""
         parts = self._parts
         training = {
-            "tally": self.tally.over(self._world).state_dict(),
+            "metrics": self.metrics.over(self._world).state_dict(),
             "best": self.best,
             "optimizer": parts.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -109,7 +109,7 @@ class RunState:
             self._load(contents)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{self._folder.last} is damaged or of another network ({error})") from error
-        steps = f" and {self.tally.steps} steps" if self.tally.steps else ""
+        steps = f" and {self.metrics.steps} steps" if self.metrics.steps else ""
         self._log(f"going on after epoch {self.epoch}{steps} of {self._folder.path}")
         if self._options.deterministic and contents["threads"] != torch.get_num_threads():
             self._log(
@@ -121,9 +121,9 @@ class RunState:
         """The last sound checkpoint; None before the first. Rank 0 looks, and mends, before the others read."""
         if self._world.is_main:
             contents = self._sound_checkpoint()
-            self._world.from_main(contents is None)
+            self._world.broadcast(contents is None)
             return contents
-        return None if self._world.from_main(None) else checkpoint.load_training(self._folder.last)
+        return None if self._world.broadcast(None) else checkpoint.load_training(self._folder.last)
 
     def _sound_checkpoint(self) -> dict[str, Any] | None:
         """last.pt, or the one before it where that is damaged."""
@@ -160,7 +160,7 @@ class RunState:
         parts, device = self._parts, self._workspace.device
         checkpoint.load_weights(parts.model, contents["model"], self._folder.last)
         if parts.average is not None:
-            parts.average.restart()
+            parts.average.reset()
             checkpoint.load_weights(parts.model, contents["weights"], self._folder.last)
         load_state(parts.optimizer, contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
@@ -168,6 +168,6 @@ class RunState:
             parts.step.load_scaler(contents["scaler"])
         set_random_state(device, contents["random_state"])
         self.best, self.epoch = contents["best"], contents["epoch"]
-        self.tally.load_state_dict(contents["tally"])
+        self.metrics.load_state_dict(contents["metrics"])
         if not self._world.is_main:  # rank 0 takes over what all had come to
-            self.tally = dataclasses.replace(Tally.empty(device), steps=self.tally.steps)
+            self.metrics = dataclasses.replace(EpochMetrics.empty(device), steps=self.metrics.steps)

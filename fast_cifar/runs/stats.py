@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 
-def aggregate(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The summary of several runs of one recipe.
 
     Returns:

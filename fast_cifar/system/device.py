@@ -134,7 +134,7 @@ def _compiler() -> str:
     return os.environ.get("CXX", {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++"))
 
 
-def selects_windows_fast(device: torch.device) -> bool:
+def prefers_index_select(device: torch.device) -> bool:
     """Whether `index_select` on overlapping windows copies them one by one: the CPU's does, three times as fast as
     advanced indexing. Others would first write all windows out (MPS), or compute addresses in 64 bits (CUDA)."""
     return device.type == "cpu"
@@ -193,7 +193,7 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def waiting_for_work_so_far(device: torch.device) -> Callable[[], None]:
+def record_work(device: torch.device) -> Callable[[], None]:
     """What to call, from any thread, to wait for the work that the device has been given up to now, but no more."""
     if device.type != "cuda":
         synchronize(device)
@@ -217,7 +217,7 @@ def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def recording_gradients() -> Iterator[None]:
+def gradients_enabled() -> Iterator[None]:
     """Gradients are recorded in the block, whatever the caller switched off, or a second Ctrl-C in the middle of an
     evaluation left switched off in a notebook."""
     with torch.inference_mode(False), torch.enable_grad():
@@ -225,7 +225,7 @@ def recording_gradients() -> Iterator[None]:
 
 
 @contextmanager
-def reproducible(seed: int, device: torch.device, *, deterministic: bool) -> Iterator[None]:
+def seeded_run(seed: int, device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """Seeds torch and sets the switches of speed or determinism; on CPU and CUDA all is as before afterwards.
 
     Args:
@@ -275,7 +275,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 @contextmanager
-def enough_memory(batch_size: int) -> Iterator[None]:
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     """Turns running out of memory into a line that names the option to change.
 
     Raises:

@@ -33,7 +33,7 @@ PATIENCE = timedelta(minutes=30)  # how long the others wait while rank 0 downlo
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """The processes of a run, as one of them sees it; on its own, a run is a world of one.
 
     Attributes:
@@ -55,7 +55,7 @@ class World:
         # Each process normalises by its own slice; the running statistics are shared where they are used.
         return DistributedDataParallel(model, gradient_as_bucket_view=True, **{SYNC_BUFFERS: False})
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Gives rank 0's buffers, BatchNorm's running statistics, to all."""
         if self.size > 1:
             for buffer in model.buffers():
@@ -76,7 +76,7 @@ class World:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags)
 
-    def from_main(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, in all processes. Until it is there, the others wait."""
         if self.size == 1:
             return value
@@ -84,7 +84,7 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def gathered(self, tensor: Tensor) -> Tensor:
+    def gather(self, tensor: Tensor) -> Tensor:
         """All processes' tensors, one after another, on the CPU where there are several."""
         if self.size == 1:
             return tensor
@@ -92,24 +92,24 @@ class World:
         dist.all_gather_object(parts, tensor.cpu())
         return torch.cat(parts)
 
-    def share_of(self, n: int) -> slice:
+    def shard(self, n: int) -> slice:
         """Which of n things are this process's: contiguous, in the order of the ranks, and none left out."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
 
-def launched() -> bool:
+def started_by_torchrun() -> bool:
     """Whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
-def own_device(name: str) -> str:
+def local_device(name: str) -> str:
     """The device called `name`, which in a run on several GPUs is another one for each process.
 
     Raises:
         UserError: fewer GPUs than processes.
     """
     device = resolve_device(name)
-    if not launched() or device.type != "cuda":
+    if not started_by_torchrun() or device.type != "cuda":
         return name
     index, processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if processes > torch.cuda.device_count():
@@ -122,22 +122,22 @@ def own_device(name: str) -> str:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def process_group() -> Iterator[DistributedContext]:
     """The world that this process belongs to: those that torchrun started, or itself alone. In the block only rank 0
     has a standard error, where progress bars are drawn.
 
     Raises:
         UserError: another process has gone.
     """
-    if not launched():
-        yield World()
+    if not started_by_torchrun():
+        yield DistributedContext()
         return
     # nccl between GPUs, gloo between hosts: tensors choose by where they are.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    world = World(dist.get_rank(), dist.get_world_size())
+    distributed = DistributedContext(dist.get_rank(), dist.get_world_size())
     try:
-        with open(os.devnull, "w") as nowhere, nullcontext() if world.is_main else redirect_stderr(nowhere):
-            yield world
+        with open(os.devnull, "w") as nowhere, nullcontext() if distributed.is_main else redirect_stderr(nowhere):
+            yield distributed
         dist.barrier()  # whoever leaves first takes the connections of those that still use them along
     except RuntimeError as error:
         if not any(sign in str(error) for sign in SIGNS_OF_LOSS):

@@ -29,11 +29,11 @@ class Ablation:
         self.base = f"--data {shlex.quote(str(self.data))} --data-dir {root / 'cache'} --val-split 8 --batch-size 4"
         monkeypatch.setattr(ablation, "train_once", self.train_once)
 
-    def train_once(self, workspace, parts, options):
+    def train_once(self, setup, parts, options):
         if len(self.calls) == self.broken_after:
             raise KeyboardInterrupt
         self.calls.append(options)
-        assert workspace.options.cutout == options.cutout
+        assert setup.options.cutout == options.cutout
         accuracy = 0.8 + 0.01 * options.seed + (0.02 if options.cutout == 0 else 0.0)
         return {"val_accuracy": accuracy, "train_accuracy": 0.9, "seconds": 1.0, "diverged": False}
 

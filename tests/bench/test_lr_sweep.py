@@ -35,8 +35,8 @@ class Sweep:
         monkeypatch.setattr(lr_sweep, "sweep", self.range_test)
         monkeypatch.setattr(lr_sweep, "train_once", self.train_once)
 
-    def range_test(self, workspace, seed, test):
-        self.calls.append(("range test", seed, test.iters, workspace.options.compile))
+    def range_test(self, setup, seed, test):
+        self.calls.append(("range test", seed, test.iters, setup.options.compile))
         bottom = self.bottoms.get(seed, 0.01)
         if bottom is None:
             raise UserError("range test: the loss never fell")
@@ -44,7 +44,7 @@ class Sweep:
         smoothed = smooth(curve)
         return RangeTest(LRS, curve, smoothed.tolist(), suggest(LRS, smoothed))
 
-    def train_once(self, workspace, parts, options):
+    def train_once(self, setup, parts, options):
         if len(self.trainings()) == self.broken_after:
             raise KeyboardInterrupt
         self.calls.append(("training", options.seed, options.lr_max, options.lr_min))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.markdown import Column, accuracy_block, bench_block, markdown, value
-from fast_cifar.runs.stats import aggregate
+from fast_cifar.runs.stats import summarize
 
 ENVIRONMENT = {"device": "NVIDIA H200", "torch": "2.15.0", "threads": 16, "when": "2026-11-21T04:12:25+00:00"}
 
@@ -118,7 +118,7 @@ def test_one_seed_has_no_spread():
 def test_several_seeds_are_one_row_of_means_with_their_spread():
     rows = [seed(0, peak_memory_bytes=2**30), seed(1, peak_memory_bytes=2**31, compiled=True)]
     (row,) = table(bench_block("end_to_end", [device("end_to_end", *rows)]))
-    low, high = aggregate(rows)["interval"]
+    low, high = summarize(rows)["interval"]
     assert row["n"] == "2"
     assert row["test accuracy"] == f"93.50 % ± {100 * (high - low) / 2:.2f}"
     assert row["to the target, s"] == "6.5 [6.0 .. 7.0] (90 %)"
@@ -137,7 +137,7 @@ def test_the_accuracy_of_several_seeds_has_its_interval_and_that_of_one_has_none
     several = [summary(test_accuracy=accuracy) for accuracy in (0.93, 0.94, 0.95)]
     files = [{"command": "a", "summaries": several}, {"command": "b", "summaries": [summary()]}]
     three, one = table(accuracy_block(files))
-    low, high = aggregate(several)["interval"]
+    low, high = summarize(several)["interval"]
     assert three["test accuracy, last epoch"] == f"94.00 % ± {100 * (high - low) / 2:.2f}"
     assert three["n"] == "3"
     assert one["test accuracy, last epoch"] == "90.12 %"

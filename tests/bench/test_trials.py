@@ -10,7 +10,7 @@ import pytest
 from bench import trials
 from bench.trials import train_once
 from fast_cifar import train
-from fast_cifar.build import assemble
+from fast_cifar.build import build_setup
 from fast_cifar.runs.run_folder import RunFolder
 from tests.conftest import silent
 
@@ -23,10 +23,10 @@ def options(quick):
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_it_reaches_what_train_reaches_whatever_its_parts_have_trained_before(options, ema, tmp_path, small_network):
     options = options.replace(ema=ema)
-    workspace = assemble(options)
-    parts = workspace.parts(0.5, ema)
-    train_once(workspace, parts, options.replace(seed=1, lr_max=0.3))
-    result = train_once(workspace, parts, options)
+    setup = build_setup(options)
+    parts = setup.parts(0.5, ema)
+    train_once(setup, parts, options.replace(seed=1, lr_max=0.3))
+    result = train_once(setup, parts, options)
     summary = train(options.replace(out=str(tmp_path), name="a"), log=silent)
     assert result["val_accuracy"] == summary["val_accuracy"]
     assert result["train_accuracy"] == summary["train_accuracy"]
@@ -35,8 +35,8 @@ def test_it_reaches_what_train_reaches_whatever_its_parts_have_trained_before(op
 
 
 def test_the_test_images_are_not_looked_at(options, small_network, monkeypatch):
-    workspace = assemble(options)
-    parts = workspace.parts(0.01)
+    setup = build_setup(options)
+    parts = setup.parts(0.01)
     looked_at = []
 
     def evaluate(model, loader, *positional, **named):
@@ -45,7 +45,7 @@ def test_the_test_images_are_not_looked_at(options, small_network, monkeypatch):
 
     original = trials.evaluate
     monkeypatch.setattr(trials, "evaluate", evaluate)
-    train_once(workspace, parts, options)
+    train_once(setup, parts, options)
     assert looked_at == [parts.eval_loaders["val"]]
 
 
@@ -61,7 +61,7 @@ def test_a_training_that_diverges_counts_as_a_blind_guess(options, small_network
         return dataclasses.replace(result, loss=math.inf)
 
     monkeypatch.setattr(trials, broken, diverged)
-    workspace = assemble(options)
-    result = train_once(workspace, workspace.parts(0.01), options)
+    setup = build_setup(options)
+    result = train_once(setup, setup.parts(0.01), options)
     assert result["diverged"]
     assert (result["val_accuracy"], result["train_accuracy"]) == (0.5, 0.5)  # of two classes

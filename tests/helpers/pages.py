@@ -13,7 +13,7 @@ from PIL import Image
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.report import report
 from fast_cifar.report.page import VOID
-from fast_cifar.runs.stats import aggregate
+from fast_cifar.runs.stats import summarize
 
 PICTURES = ("samples.png", "augmented.png", "misclassified.png", "confusion.png")
 
@@ -133,7 +133,7 @@ def write_seeds(path: Path, histories: list[list[dict]], *, finished: bool = Tru
         write_run(path / f"run-{seed + 1}", rows, seed=seed, pictures=seed == 0, **changes)
     if finished:
         summaries = [summary_of(rows, seed) for seed, rows in enumerate(histories)]
-        write(path / "summary.json", aggregate(summaries) | {"failures": []})
+        write(path / "summary.json", summarize(summaries) | {"failures": []})
     return path
 
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from fast_cifar.build import assemble
+from fast_cifar.build import build_setup
 from fast_cifar.data.splits import Split
 from fast_cifar.engine import Evaluation
 from fast_cifar.plots import run_images
 
 
 @pytest.fixture
-def workspace(quick):
-    return assemble(quick())
+def setup(quick):
+    return build_setup(quick())
 
 
 @pytest.fixture
@@ -43,11 +43,11 @@ def test_the_confusion_matrix_equals_one_counted_by_hand():
     assert run_images.confusion_matrix(truths, answers, 4).tolist() == expected
 
 
-def test_the_mistakes_are_shown_surest_first(workspace, drawn, tmp_path):
-    test = workspace.data.test
+def test_the_mistakes_are_shown_surest_first(setup, drawn, tmp_path):
+    test = setup.data.test
     answers = 1 - test.labels
     answers[3] = test.labels[3]  # one is right
-    run_images.closing_pictures(tmp_path, workspace, [], evaluation_of(test, answers), "title")
+    run_images.closing_pictures(tmp_path, setup, [], evaluation_of(test, answers), "title")
     images, truths, predictions, confidences = drawn["misclassified"]
     assert len(images) == len(test) - 1
     assert confidences == sorted(confidences, reverse=True)
@@ -56,20 +56,20 @@ def test_the_mistakes_are_shown_surest_first(workspace, drawn, tmp_path):
     assert drawn["confusion"][0].trace() == 1
 
 
-def test_samples_carry_the_names_of_their_classes(workspace, drawn, tmp_path):
-    run_images.opening_pictures(tmp_path, workspace, workspace.train_loader(0), [0.1])
+def test_samples_carry_the_names_of_their_classes(setup, drawn, tmp_path):
+    run_images.opening_pictures(tmp_path, setup, setup.train_loader(0), [0.1])
     images, names = drawn["samples"]
-    train: Split = workspace.data.train
+    train: Split = setup.data.train
     for image, name in zip(images, names, strict=True):
         place = next(i for i, other in enumerate(train.images) if torch.equal(image, other))
-        assert workspace.data.classes[train.labels[place]] == name
+        assert setup.data.classes[train.labels[place]] == name
 
 
 @pytest.mark.parametrize("off", [True, False])
 def test_augmented_views_are_the_runs_own_augmentation(quick, drawn, tmp_path, off):
     nothing = {"padding": 0, "cutout": 0, "flip": False} if off else {}
-    workspace = assemble(quick(**nothing))
-    run_images.opening_pictures(tmp_path, workspace, workspace.train_loader(0), [0.1])
+    setup = build_setup(quick(**nothing))
+    run_images.opening_pictures(tmp_path, setup, setup.train_loader(0), [0.1])
     originals, views, _ = drawn["augmented"]
     same = (views == originals[:, None]).flatten(2).all(dim=2)
     assert bool(same.all()) is off

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fast_cifar.runs.stats import aggregate
+from fast_cifar.runs.stats import summarize
 from tests.helpers.pages import (
     assert_same,
     cells,
@@ -54,7 +54,7 @@ def test_a_comparison_is_a_table_of_results_with_links(tmp_path):
         "CIFAR-10",
         "abacus",
     ]
-    whole = aggregate([summary_of(rows) for rows in histories])
+    whole = summarize([summary_of(rows) for rows in histories])
     half = 100 * (whole["interval"][1] - whole["mean"])
     assert second[:3] == ["b", f"{100 * whole['mean']:.2f} % ± {half:.2f}", "2"]
     links = {anchor.text: anchor["href"] for anchor in region(root, "results of every run").all("a")}

@@ -152,7 +152,7 @@ def test_a_network_comes_back_in_the_width_it_was_trained_in(tmp_path):
 
 
 def test_training_cannot_go_on_from_weights_alone(saved):
-    with pytest.raises(UserError, match="incomplete: it has no best, optimizer"):
+    with pytest.raises(UserError, match="incomplete: it has no best, metrics, optimizer"):
         checkpoint.load_training(saved)
 
 

@@ -126,7 +126,7 @@ def test_a_run_killed_after_a_checkpoint_inside_an_epoch_goes_on_from_it(
     options = quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True, checkpoint_steps=2)
     stop(options, interrupted_after, 3, monkeypatch)  # an epoch is two steps and one: after two steps of the second
     contents = checkpoint.load_training(tmp_path / "a/last.pt")
-    assert (contents["epoch"], contents["tally"]["steps"]) == (1, 2)
+    assert (contents["epoch"], contents["metrics"]["steps"]) == (1, 2)
     train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
     assert_same_end(tmp_path / "a", never_stopped)
 
@@ -179,12 +179,12 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
 ):
     import resource
 
-    def train_epoch(step, batches, scheduler, tally, *, title, **keywords):
+    def train_epoch(step, batches, scheduler, metrics, *, title, **keywords):
         if title == "epoch 2/2":
             while not (tmp_path / "a/last.pt").exists():  # it is written beside the training
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        return engine.train_epoch(step, batches, scheduler, tally, title=title, **keywords)
+        return engine.train_epoch(step, batches, scheduler, metrics, title=title, **keywords)
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with monkeypatch.context() as patch:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fast_cifar.runs.stats import aggregate, t_probability, t_quantile
+from fast_cifar.runs.stats import summarize, t_probability, t_quantile
 
 
 def summary(accuracy, **more):
@@ -17,7 +17,7 @@ def test_students_quantile_equals_the_printed_table(freedom, quantile):
 
 
 def test_mean_spread_and_interval_equal_those_done_by_hand():
-    result = aggregate([summary(0.90), summary(0.92), summary(0.94)])
+    result = summarize([summary(0.90), summary(0.92), summary(0.94)])
     assert result["n"] == 3
     assert result["mean"] == pytest.approx(0.92)
     assert result["std"] == pytest.approx(0.02)
@@ -27,12 +27,12 @@ def test_mean_spread_and_interval_equal_those_done_by_hand():
 
 
 def test_one_run_has_no_spread():
-    result = aggregate([summary(0.9)])
+    result = summarize([summary(0.9)])
     assert (result["n"], result["mean"], result["std"], result["interval"]) == (1, 0.9, None, None)
 
 
 def test_measurements_are_averaged_and_descriptions_kept():
-    result = aggregate([summary(0.9, seconds=10.0), summary(0.8, seconds=20.0)])
+    result = summarize([summary(0.9, seconds=10.0), summary(0.8, seconds=20.0)])
     assert result["test_accuracy"] == pytest.approx(0.85)
     assert result["seconds"] == 15.0
     assert (result["dataset"], result["parameters"]) == ("synthetic", 5)

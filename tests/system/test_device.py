@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fast_cifar.system import device as device_module
-from fast_cifar.system.device import check_compiler, has_native_bf16, reproducible, resolve_device, resolve_precision
+from fast_cifar.system.device import check_compiler, has_native_bf16, resolve_device, resolve_precision, seeded_run
 from fast_cifar.system.errors import UserError
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -111,7 +111,7 @@ def test_the_seed_decides_what_is_drawn_inside_and_nothing_outside():
     torch.manual_seed(7)
     inside = []
     for seed in (0, 0, 1):
-        with reproducible(seed, CPU, deterministic=False):
+        with seeded_run(seed, CPU, deterministic=False):
             inside.append(torch.rand(3))
     assert torch.equal(inside[0], inside[1])
     assert not torch.equal(inside[0], inside[2])
@@ -121,7 +121,7 @@ def test_the_seed_decides_what_is_drawn_inside_and_nothing_outside():
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_switches_are_set_inside_and_put_back(deterministic):
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    with reproducible(0, CPU, deterministic=deterministic):
+    with seeded_run(0, CPU, deterministic=deterministic):
         assert torch.are_deterministic_algorithms_enabled() is deterministic
         assert torch.backends.cudnn.benchmark is not deterministic
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
@@ -129,5 +129,5 @@ def test_the_switches_are_set_inside_and_put_back(deterministic):
 
 def test_determinism_prepares_cublas(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    with reproducible(0, CPU, deterministic=True):
+    with seeded_run(0, CPU, deterministic=True):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.system.distributed import World, joined
+from fast_cifar.system.distributed import DistributedContext, process_group
 from fast_cifar.system.errors import UserError
 from tests.conftest import SmallNetwork, rows, without_times
 
@@ -41,20 +41,20 @@ def options(folder, out, *more):
 
 
 def test_alone_a_process_is_the_whole_world():
-    with joined() as world:
-        assert world == World(0, 1)
-        assert world.is_main
-        assert world.share_of(7) == slice(0, 7)
-        assert world.from_main("x") == "x"
-        assert world.any(True)
-        assert not world.any(False)
+    with process_group() as distributed:
+        assert distributed == DistributedContext(0, 1)
+        assert distributed.is_main
+        assert distributed.shard(7) == slice(0, 7)
+        assert distributed.broadcast("x") == "x"
+        assert distributed.any(True)
+        assert not distributed.any(False)
         model = torch.nn.Linear(2, 2)
-        assert world.parallel(model) is model
+        assert distributed.parallel(model) is model
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 1), (10, 3), (7, 4), (4, 4), (10_000, 7)])
 def test_shares_leave_nothing_out_and_nothing_twice(n, size):
-    taken = [index for rank in range(size) for index in range(n)[World(rank, size).share_of(n)]]
+    taken = [index for rank in range(size) for index in range(n)[DistributedContext(rank, size).shard(n)]]
     assert taken == list(range(n))
 
 
@@ -81,26 +81,26 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
 ONE_STEP = """
 import sys, torch
-from fast_cifar.system.distributed import joined
+from fast_cifar.system.distributed import process_group
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
 from tests.conftest import SmallNetwork
 
-with joined() as world:
-    torch.manual_seed(world.rank)  # rank 0's weights are to be everybody's
+with process_group() as distributed:
+    torch.manual_seed(distributed.rank)  # rank 0's weights are to be everybody's
     model = SmallNetwork()
     step = TrainStep(
-        model, make_optimizer(model, 0.001), Precision("cpu", torch.float32), network=world.parallel(model),
+        model, make_optimizer(model, 0.001), Precision("cpu", torch.float32), network=distributed.parallel(model),
         compile="compile" in sys.argv,
     )
     generator = torch.Generator().manual_seed(9)
     inputs, labels = torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8)
-    part = world.share_of(8)
+    part = distributed.shard(8)
     step(inputs[part], labels[part])
-    torch.save({name: p.grad for name, p in model.named_parameters()}, f"{sys.argv[1]}/gradients-{world.rank}.pt")
-    world.share_buffers(model)
-    torch.save(model.state_dict(), f"{sys.argv[1]}/state-{world.rank}.pt")
+    torch.save({name: p.grad for name, p in model.named_parameters()}, f"{sys.argv[1]}/gradients-{distributed.rank}.pt")
+    distributed.broadcast_buffers(model)
+    torch.save(model.state_dict(), f"{sys.argv[1]}/state-{distributed.rank}.pt")
 """
 
 
@@ -179,7 +179,7 @@ DIES = """
 import os, sys
 from fast_cifar import engine, trainer
 from fast_cifar.runs import run_folder
-from fast_cifar.system.distributed import joined
+from fast_cifar.system.distributed import process_group
 from fast_cifar.system.errors import run_script
 from fast_cifar.trainer import train
 from fast_cifar.options import TrainOptions
@@ -214,15 +214,15 @@ def test_a_batch_size_that_does_not_divide_is_refused_by_name(class_folder, tmp_
 
 
 def test_gone_neighbours_are_named(monkeypatch):
-    monkeypatch.setattr("fast_cifar.system.distributed.launched", lambda: True)
+    monkeypatch.setattr("fast_cifar.system.distributed.started_by_torchrun", lambda: True)
     for name in ("init_process_group", "destroy_process_group", "barrier"):
         monkeypatch.setattr(f"fast_cifar.system.distributed.dist.{name}", lambda *_, **__: None)
     monkeypatch.setattr("fast_cifar.system.distributed.dist.get_rank", lambda: 1)
     monkeypatch.setattr("fast_cifar.system.distributed.dist.get_world_size", lambda: 2)
 
     def lose_a_neighbour():
-        with joined() as world:
-            assert world == World(1, 2)
+        with process_group() as distributed:
+            assert distributed == DistributedContext(1, 2)
             raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
 
     with pytest.raises(UserError, match="another process of this job has gone"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fast_cifar.system.device import enough_memory, peak_memory, reset_peak_memory
+from fast_cifar.system.device import explain_out_of_memory, peak_memory, reset_peak_memory
 from fast_cifar.system.errors import UserError
 from tests.conftest import needs_cuda
 
@@ -19,17 +19,17 @@ from tests.conftest import needs_cuda
     ids=["cuda", "cpu", "mps", "python"],
 )
 def test_out_of_memory_names_the_batch_size(error):
-    with pytest.raises(UserError, match="out of memory with --batch-size 512"), enough_memory(512):
+    with pytest.raises(UserError, match="out of memory with --batch-size 512"), explain_out_of_memory(512):
         raise error
 
 
 def test_the_cpus_own_refusal_is_recognised():
-    with pytest.raises(UserError, match="--batch-size 7"), enough_memory(7):
+    with pytest.raises(UserError, match="--batch-size 7"), explain_out_of_memory(7):
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_another_error_passes_through():
-    with pytest.raises(RuntimeError, match="shapes differ"), enough_memory(512):
+    with pytest.raises(RuntimeError, match="shapes differ"), explain_out_of_memory(512):
         raise RuntimeError("shapes differ")
 
 
