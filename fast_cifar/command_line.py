@@ -55,10 +55,11 @@ def parse(options: type[Options], description: str, arguments: Sequence[str] | N
 def _add(group: Any, name: str, hint: Any, default: Any, metadata: Any) -> None:
     keywords = dict(metadata["keywords"])
     text = metadata["help"].replace("%", "%%")
-    if keywords.pop("switch", False):
-        keywords["action"] = argparse.BooleanOptionalAction
+    if hint is bool and metadata["group"] == "what to do":
+        keywords["action"] = "store_true"
     elif hint is bool:
-        keywords["action"] = "store_false" if default else "store_true"
+        keywords["action"] = argparse.BooleanOptionalAction
+        text += f" (default: {'on' if default else 'off'})"
     else:
         keywords["type"] = _scalar(hint)
         if default not in (None, ()):

@@ -302,7 +302,7 @@ def next_command(options: RangeTestOptions, found: Suggestion) -> str:
     words = ["python", "run_train.py"]
     for name, value in options.as_dict().items():
         if name in recipe:
-            words += _words(flag_of(name), value)
+            words += _words(flag_of(name, value), value)
     return shlex.join([*words, "--lr-min", f"{found.lr_min:.3g}", "--lr-max", f"{found.lr_max:.3g}"])
 
 
@@ -310,5 +310,5 @@ def _words(flag: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [word for one in value for word in (flag, one)]
     if isinstance(value, bool):
-        return [flag] if value or flag.startswith("--no-") else []
+        return [flag]
     return [flag, str(value)]

@@ -1,7 +1,6 @@
-"""The options of a run as dataclasses: each field has its default, its help and its range in one place.
+"""The options of a run as dataclasses: each field has its default, its help, its range and its place in a run, once.
 
-`Options` is what makes a dataclass a set of options: fields that the command line knows, their types, and the way into
-JSON.
+The defaults are the recipe. This module needs no torch, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from fast_cifar.system.errors import UserError
 
-LOWEST_RATE, HIGHEST_RATE = 1e-12, 1e6
-SWITCHED_OFF = frozenset({"flip", "channels_last", "test"})  # true unless the command line says --no-...
-
-SIZE = 32  # pixels: the pictures the network takes
+SIZE = 32  # pixels: height and width of the images that the network takes
 HIGHEST_WIDTH = 1024
-DEFAULT_LR_MAX = 0.003
-LR_MIN_DIVISOR = 100  # LRMIN, where it is not given, is LRMAX over this
+LOWEST_RATE, HIGHEST_RATE = 1e-12, 1e6
 
-# What may change when a run is resumed: the machine, not the recipe.
-MACHINE = frozenset(
-    {"device", "compile", "amp", "amp_dtype", "channels_last", "data", "data_dir", "mirror", "checkpoint_steps"}
-)
+# The recipe's values that the loader, the range test and the benchmarks use, too.
+PADDING, CUTOUT = 4, 8  # pixels
+PAD_MODES = ("zeros", "reflect")
+PAD_MODE = "reflect"
+LR_MAX = 0.003
+LR_MIN_DIVISOR = 100  # LRMAX over LRMIN
+LR_START, LR_END, SWEEP_STEPS = 1e-6, 1.0, 118
 
 SPEEDRUN = {
     "epochs": 15,
@@ -45,21 +43,33 @@ DEMO = {
 }
 
 
-def option(group: str, default: Any, help: str, *, path: bool = False, **argparse_keywords: Any) -> Any:
+def option(
+    group: str,
+    default: Any,
+    help: str,
+    *,
+    path: bool = False,
+    resumable: bool = False,
+    recorded: bool = True,
+    **argparse_keywords: Any,
+) -> Any:
     """A dataclass field that is a command-line option too.
 
     Args:
         group: the heading in `--help`.
         path: it is the name of a file or a folder.
+        resumable: it may change when a run is resumed: it describes the machine, not the recipe.
+        recorded: it belongs in a checkpoint and in a comparison of runs; False for where a run is kept.
         argparse_keywords: go to `add_argument`.
     """
-    return field(default=default, metadata={"group": group, "help": help, "path": path, "keywords": argparse_keywords})
+    metadata = {"group": group, "help": help, "path": path, "resumable": resumable, "recorded": recorded}
+    return field(default=default, metadata=metadata | {"keywords": argparse_keywords})
 
 
-def flag_of(name: str) -> str:
-    """The option on the command line that sets the field `name`."""
+def flag_of(name: str, value: Any = None) -> str:
+    """The option on the command line that sets the field `name`; for False, the one that switches it off."""
     words = name.replace("_", "-")
-    return f"--no-{words}" if name in SWITCHED_OFF else f"--{words}"
+    return f"--no-{words}" if value is False else f"--{words}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,11 @@ class Options:
     @classmethod
     def option_fields(cls) -> list[Field]:
         return [f for f in fields(cls) if "help" in f.metadata]
+
+    @classmethod
+    def names(cls, **metadata: bool) -> frozenset[str]:
+        """Names of the options whose metadata are as given: `names(resumable=True)`, `names(recorded=False)`."""
+        return frozenset(f.name for f in cls.option_fields() if metadata.items() <= f.metadata.items())
 
     def replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
@@ -141,37 +156,39 @@ class CommonOptions(Options):
         "data",
         "cifar10",
         "cifar10, cifar100, synthetic, a folder with train/<class>/*.png|jpg and test/<class>/*, "
-        "or the official cifar-10-python.tar.gz (or -100) wherever it lies",
+        "or a copy of the official cifar-10-python.tar.gz (or -100)",
         path=True,
+        resumable=True,
     )
-    data_dir: str = option("data", "data", "where downloads and decoded caches are kept", path=True, metavar="DIR")
+    data_dir: str = option(
+        "data", "data", "folder of downloads and decoded caches", path=True, resumable=True, metavar="DIR"
+    )
     mirror: tuple[str, ...] = option(
         "data",
         (),
-        "full URL of the archive, asked instead of the official server; repeat it to try several in order",
+        "full URL of the archive, used instead of the official server; repeat it to try several in order",
+        resumable=True,
         metavar="URL",
         action="append",
     )
-    resize: bool = option("data", False, "scale the pictures of a folder that are not 32x32")
+    resize: bool = option("data", False, "scale the images of a folder that are not 32x32")
     limit_train: int | None = option(
         "data", None, "train on N images, class-balanced, the same for every seed", metavar="N"
     )
     limit_test: int | None = option("data", None, "test on N images, class-balanced", metavar="N")
     val_split: int | None = option(
-        "data", None, "hold N training images out, class-balanced; they choose best.pt instead of the test", metavar="N"
+        "data", None, "hold out N training images, class-balanced; they choose best.pt instead of the test", metavar="N"
     )
     batch_size: int = option("data", 512, "images per optimiser step", metavar="N")
     padding: int = option(
-        "augmentation", 4, "pixels added around a picture before the random crop; 0: no crop", metavar="PIXELS"
+        "augmentation", PADDING, "pixels added around an image before the random crop; 0: no crop", metavar="PIXELS"
     )
     pad_mode: str = option(
-        "augmentation", "reflect", "what they show: black, or the picture mirrored", choices=("zeros", "reflect")
+        "augmentation", PAD_MODE, "what these pixels show: black, or the image mirrored", choices=PAD_MODES
     )
-    cutout: int = option("augmentation", 8, "side of the square that is blanked; 0: no cutout", metavar="PIXELS")
-    flip: bool = option("augmentation", True, "never mirror a picture")
-    alternate_flips: bool = option(
-        "augmentation", False, "mirror each picture in every other epoch, rather than by chance"
-    )
+    cutout: int = option("augmentation", CUTOUT, "side of the square that is cut out; 0: no cutout", metavar="PIXELS")
+    flip: bool = option("augmentation", True, "random horizontal flip")
+    alternate_flips: bool = option("augmentation", False, "flip each image in every other epoch instead of at random")
     weight_decay: float = option("recipe", 0.5, "decoupled weight decay (AdamW); 0 is plain Adam", metavar="RATE")
     label_smoothing: float = option(
         "recipe", 0.1, "share of the target spread over all classes, in [0, 1)", metavar="SHARE"
@@ -182,25 +199,30 @@ class CommonOptions(Options):
     width: int = option(
         "recipe", 64, "channels of the first layer; 64 is the recipe's network, 16 trains ten times faster", metavar="N"
     )
-    seed: int = option("recipe", 0, "seeds the initial weights and every draw", metavar="N")
-    amp: bool = option("machine", False, "mixed precision: faster where the hardware has bf16 or fp16", switch=True)
+    seed: int = option("recipe", 0, "seed of the initial weights and of every random choice", metavar="N")
+    amp: bool = option("machine", False, "mixed precision: faster where the hardware has bf16 or fp16", resumable=True)
     amp_dtype: str = option(
         "machine",
         "auto",
         "auto takes bf16 where it is native, fp16 on other CUDA cards, and plain fp32 elsewhere",
+        resumable=True,
         choices=("auto", "bf16", "fp16"),
     )
     compile: bool = option(
-        "machine", False, "torch.compile network and augmentation (needs a C++ compiler)", switch=True
+        "machine", False, "torch.compile network and augmentation (needs a C++ compiler)", resumable=True
     )
-    device: str = option("machine", "auto", "auto, cpu, cuda, cuda:N or mps")
-    channels_last: bool = option("machine", True, "keep the network in NCHW memory order (slower)")
-    deterministic: bool = option("machine", False, "use only algorithms that repeat bit for bit (slower)")
-    out: str = option("output", "runs", "the folder of run folders", path=True, metavar="DIR")
-    name: str | None = option("output", None, "the run folder's name (default: the data and the time)", metavar="NAME")
+    device: str = option("machine", "auto", "auto, cpu, cuda, cuda:N or mps", resumable=True)
+    channels_last: bool = option(
+        "machine", True, "channels_last memory format, which is faster than NCHW", resumable=True
+    )
+    deterministic: bool = option("machine", False, "only algorithms that repeat bit for bit (slower)")
+    out: str = option("output", "runs", "the folder of run folders", path=True, recorded=False, metavar="DIR")
+    name: str | None = option(
+        "output", None, "the run folder's name (default: the data and the time)", recorded=False, metavar="NAME"
+    )
 
     def check(self) -> None:
-        """Refuses what no data and no machine could make right.
+        """Checks whatever depends on neither the data nor the machine.
 
         Raises:
             UserError: naming the option and its range.
@@ -212,11 +234,11 @@ class CommonOptions(Options):
         self.check_count("seed", 0, 2**62)
         self.check_count("padding", 0, SIZE - 1)
         if not 0 <= self.cutout <= SIZE:
-            raise UserError(f"--cutout {self.cutout} must lie in 0..{SIZE}, the side of a picture")
+            raise UserError(f"--cutout {self.cutout} must lie in 0..{SIZE}, the side of an image")
         for name in ("dropout", "label_smoothing"):
             self.check_share(name)
         if self.alternate_flips and not self.flip:
-            raise UserError("--alternate-flips mirrors pictures and --no-flip does not; choose one")
+            raise UserError("--alternate-flips flips images and --no-flip does not; choose one")
         if not 0 <= self.weight_decay <= HIGHEST_RATE:
             raise UserError(f"--weight-decay {self.weight_decay} must lie in 0..{HIGHEST_RATE:g}")
         if self.name is not None and not _is_folder_name(self.name):
@@ -225,11 +247,7 @@ class CommonOptions(Options):
 
 @dataclass(frozen=True)
 class TrainOptions(CommonOptions):
-    """Everything that `train` needs to know; the defaults are the recipe.
-
-    The fields are the options of `run_train.py` with underscores, but for the three that switch something
-    off: `--no-flip` is `flip=False`, `--no-channels-last` is `channels_last=False` and `--no-test` is `test=False`.
-    """
+    """The options of `train`: those of `run_train.py`, with underscores. `--no-flip` is `flip=False`."""
 
     epochs: int = option("recipe", 24, "passes over the training images", metavar="N")
     peak_epoch: int | None = option(
@@ -238,17 +256,19 @@ class TrainOptions(CommonOptions):
     lr_max: float | None = option(
         "recipe",
         None,
-        f"LRMAX, the peak of the cycle (default {DEFAULT_LR_MAX}; run_lrfind.py measures it)",
+        f"LRMAX, the peak of the cycle (default: {LR_MAX}; run_lrfind.py measures it)",
         metavar="RATE",
     )
     lr_min: float | None = option(
-        "recipe", None, f"LRMIN, where the cycle starts and ends (default: LRMAX / {LR_MIN_DIVISOR})", metavar="RATE"
+        "recipe",
+        None,
+        f"LRMIN, where the cycle starts and ends (default: LRMAX / {LR_MIN_DIVISOR})",
+        metavar="RATE",
     )
     ema: float = option(
         "recipe",
         0.0,
-        "answer with a running average of the weights that keeps the share DECAY of itself each step, such as 0.99; "
-        "0: with the weights themselves",
+        "evaluate with an exponential moving average of the weights, DECAY per step, such as 0.99; 0: without",
         metavar="DECAY",
     )
     find_lr: bool = option("recipe", False, "run the range test first and train at the rates it suggests")
@@ -257,25 +277,30 @@ class TrainOptions(CommonOptions):
     )
     eval_every: int = option("output", 1, "test every N epochs; the last one always", metavar="N")
     checkpoint_steps: int | None = option(
-        "output", None, "write last.pt every N steps, too, where an epoch takes long", metavar="N"
+        "output",
+        None,
+        "write last.pt every N steps as well, for long epochs",
+        resumable=True,
+        recorded=False,
+        metavar="N",
     )
-    test: bool = option("output", True, "leave the test images alone; --val-split then judges the run")
-    tta: bool = option(
-        "output", False, "test-time augmentation: average the answers for a picture and its mirror image"
+    test: bool = option("output", True, "load and test the test images; without them --val-split gives the result")
+    tta: bool = option("output", False, "test-time augmentation: average the logits of an image and its mirror image")
+    resume: str | None = option(
+        "what to do", None, "continue an interrupted run", path=True, recorded=False, metavar="RUN_FOLDER"
     )
-    resume: str | None = option("what to do", None, "go on with an interrupted run", path=True, metavar="RUN_FOLDER")
     eval_only: str | None = option("what to do", None, "test a checkpoint and stop", path=True, metavar="CHECKPOINT")
     summary: bool = option("what to do", False, "print the network layer by layer and stop")
     preset: str | None = option(
         "what to do",
         None,
-        "speedrun: the fewest seconds to the accuracy of the recipe's first version; what you say yourself counts more",
+        "speedrun: fewer epochs, for the fewest seconds; options given beside it take precedence",
         choices=("speedrun",),
     )
     demo: bool = option(
         "what to do",
         False,
-        "the whole thing in two minutes without a download: fewer epochs on fewer, synthetic pictures",
+        "a run of two minutes without a download: fewer epochs on fewer, synthetic images",
     )
 
     def check(self) -> None:
@@ -300,7 +325,7 @@ class TrainOptions(CommonOptions):
 
     def rates(self) -> tuple[float, float]:
         """(LRMIN, LRMAX), defaults filled in."""
-        lr_max = self.lr_max or DEFAULT_LR_MAX
+        lr_max = self.lr_max or LR_MAX
         return self.lr_min or lr_max / LR_MIN_DIVISOR, lr_max
 
     def resolved(self) -> Self:
@@ -320,17 +345,18 @@ class TrainOptions(CommonOptions):
         Raises:
             UserError: an option of the recipe was given and differs from the run's, or `saved` lacks one.
         """
-        recipe = {f.name for f in self.option_fields()} - MACHINE - {"resume"}
+        resumable = self.names(resumable=True)
+        recipe = self.names(resumable=False) - {"resume"}
         unresolved = {"lr_max", "lr_min"} | ({"peak_epoch"} if saved.get("epochs") != 1 else set())
         for name in sorted(recipe):
             if name not in saved or (name in unresolved and saved[name] is None):
                 path = os.path.join(self.resume or "", "config.json")
                 raise UserError(f"{path} is damaged: it does not say its {name}; restore it, or begin a new run")
-        changed = self.explicit & MACHINE
+        changed = self.explicit & resumable
         for name in sorted(self.explicit - changed - {"resume"}):
             mine, theirs = plain(getattr(self, name)), saved.get(name)
             if mine != theirs:
-                raise UserError(f"{flag_of(name)}: the run has {theirs!r}, not {mine!r}; leave it out to go on")
+                raise UserError(f"{flag_of(name)}: the run has {theirs!r}, not {mine!r}; leave it out to resume")
         kept = {f.name for f in self.option_fields()} - changed - {"resume"}
         values = {name: value for name, value in saved.items() if name in kept}
         if isinstance(values.get("mirror"), list):  # JSON knows no tuples
@@ -340,21 +366,26 @@ class TrainOptions(CommonOptions):
 
 @dataclass(frozen=True)
 class RangeTestOptions(CommonOptions):
-    """Everything that `find_lr` needs to know: the options of `run_lrfind.py`."""
+    """The options of `find_lr`: those of `run_lrfind.py`, with underscores."""
 
-    lr_start: float = option("sweep", 1e-6, "the first learning rate", metavar="RATE")
-    lr_end: float = option("sweep", 1.0, "the last one; the sweep stops sooner when the loss diverges", metavar="RATE")
-    iters: int = option("sweep", 118, "optimiser steps from one to the other, at least 10", metavar="N")
+    lr_start: float = option("sweep", LR_START, "the first learning rate", metavar="RATE")
+    lr_end: float = option(
+        "sweep", LR_END, "the last learning rate; the sweep stops earlier if the loss diverges", metavar="RATE"
+    )
+    iters: int = option("sweep", SWEEP_STEPS, "optimiser steps from the first to the last, at least 10", metavar="N")
     sweep: str = option(
-        "sweep", "exponential", "each step by the same factor, or by the same amount", choices=("exponential", "linear")
+        "sweep",
+        "exponential",
+        "raise the rate by the same factor each step, or by the same amount",
+        choices=("exponential", "linear"),
     )
     repeats: int = option(
-        "sweep", 1, "sweep N times, with seeds SEED, SEED+1, ..., and say how far they agree", metavar="N"
+        "sweep", 1, "sweep N times, with seeds SEED, SEED+1, ..., and report how far they agree", metavar="N"
     )
     loss_on: str = option(
         "sweep",
         "train",
-        "the loss to watch: of the step's own batch, or after it on the images of --val-split",
+        "which loss: that of the step's own batch, or, after the step, that of the images of --val-split",
         choices=("train", "val"),
     )
 

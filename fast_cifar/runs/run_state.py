@@ -12,14 +12,11 @@ import torch
 from fast_cifar.build import Setup, TrainingState
 from fast_cifar.engine import EpochMetrics
 from fast_cifar.optimizer import load_state, make_scheduler
-from fast_cifar.options import MACHINE, SIZE, TrainOptions, flag_of
+from fast_cifar.options import SIZE, TrainOptions, flag_of
 from fast_cifar.runs import checkpoint
 from fast_cifar.runs.run_folder import RunFolder
 from fast_cifar.system.device import random_state, set_random_state
 from fast_cifar.system.errors import UserError
-
-# Where a run lies and how often it is saved is no part of what its checkpoints say.
-PLACES = frozenset({"name", "out", "resume", "checkpoint_steps"})
 
 
 class RunState:
@@ -85,12 +82,13 @@ class RunState:
     def _description(self) -> dict[str, Any]:
         """The network as it is now, and what one has to know to use it."""
         loader = self._parts.loader
+        recorded = TrainOptions.names(recorded=True)
         return {
             "classes": self._workspace.data.classes,
             "mean": list(loader.mean),
             "std": list(loader.std),
             "size": SIZE,
-            "options": {name: value for name, value in self._options.as_dict().items() if name not in PLACES},
+            "options": {name: value for name, value in self._options.as_dict().items() if name in recorded},
             "epoch": self.epoch,
             "model": (self._parts.average or self._parts.model).state_dict(),
         }
@@ -146,7 +144,7 @@ class RunState:
         if contents["classes"] != self._workspace.data.classes:
             raise UserError(f"{path} was trained on other classes than those of {data}")
         recipe, trained = self._options.as_dict(), contents["options"]
-        for name in recipe.keys() & trained.keys() - MACHINE - PLACES:
+        for name in recipe.keys() & trained.keys() & TrainOptions.names(resumable=False, recorded=True):
             if recipe[name] != trained[name]:
                 raise UserError(
                     f"{path} was trained with {flag_of(name)} {trained[name]!r}, "
