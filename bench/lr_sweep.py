@@ -40,11 +40,10 @@ from bench.markdown import filled
 from bench.measure import arguments, environment, header, print_table, python_command, read, write_json
 from bench.regret import COLUMNS, OURS, RULES, accuracies, fitted, judged, read_curves
 from bench.trials import train_once
-from fast_cifar.augment import PAD_MODES
 from fast_cifar.build import Setup, build_setup
 from fast_cifar.data.load import count_classes
 from fast_cifar.lr_finder import sweep
-from fast_cifar.options import RangeTestOptions, TrainOptions
+from fast_cifar.options import PAD_MODES, RangeTestOptions, TrainOptions
 from fast_cifar.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, matplotlib_available, picture
 from fast_cifar.system.device import has_compiler, resolve_device
 from fast_cifar.system.errors import UserError, run_script

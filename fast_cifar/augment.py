@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-PAD_MODES = ("zeros", "reflect")
+from fast_cifar.options import CUTOUT, PAD_MODE, PAD_MODES, PADDING, SIZE
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +37,9 @@ class Draws:
 def draw(
     n: int,
     *,
-    padding: int = 4,
-    cutout: int = 8,
-    size: int | tuple[int, int] = 32,
+    padding: int = PADDING,
+    cutout: int = CUTOUT,
+    size: int | tuple[int, int] = SIZE,
     flip: bool = True,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
@@ -64,7 +64,7 @@ def draw(
     height, width = (size, size) if isinstance(size, int) else size
     if n < 0:
         raise ValueError(f"cannot draw for {n} images")
-    check_options((height, width), padding, cutout)
+    check_options((height, width), padding, cutout, pad_mode="zeros")  # which any padding suits
     origin = torch.device("cpu") if generator is None else generator.device
 
     def choose(choices: int) -> Tensor:
@@ -82,9 +82,9 @@ def apply(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    padding: int = 4,
-    cutout: int = 8,
-    pad_mode: str = "zeros",
+    padding: int = PADDING,
+    cutout: int = CUTOUT,
+    pad_mode: str = PAD_MODE,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Crops, then flips, normalises and cuts a batch, as `draws` says.
@@ -185,7 +185,7 @@ def check_images(images: Tensor) -> None:
 
 
 def check_options(
-    size: tuple[int, int], padding: int, cutout: int, pad_mode: str = "zeros", dtype: torch.dtype = torch.float32
+    size: tuple[int, int], padding: int, cutout: int, pad_mode: str = PAD_MODE, dtype: torch.dtype = torch.float32
 ) -> None:
     """Raises ValueError unless images of size (H, W) can be padded and cut like that, and handed out as `dtype`."""
     if pad_mode not in PAD_MODES:

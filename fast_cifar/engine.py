@@ -1,45 +1,195 @@
-"""One epoch and one evaluation."""
+"""The training loop: `fit` trains epoch after epoch, `train_epoch` step after step, `evaluate` tests.
+
+It knows no files and no folders: rows of metrics go to whoever asked for them.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from fast_cifar.system.device import Precision, synchronize
-from fast_cifar.system.distributed import DistributedContext
-from fast_cifar.train_step import TrainStep, memory_format_of
+from fast_cifar.loader import DeviceLoader
+from fast_cifar.system.device import Precision, resolve_precision, synchronize
+from fast_cifar.system.distributed import ALONE, DistributedContext
+from fast_cifar.train_step import Criterion, TrainStep, memory_format_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Row = dict[str, Any]
+LOOK_EVERY = 1.0  # seconds between two looks of the progress bar at the loss: each look waits for the device
+
+
+def fit(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loader: Batches,
+    *,
+    epochs: int,
+    scheduler: LRScheduler | None = None,
+    test_loader: Batches | None = None,
+    criterion: Criterion | None = None,
+    amp: bool = False,
+    amp_dtype: str = "auto",
+    compile: bool = False,
+    on_epoch: Callable[[Row], None] | None = None,
+    on_step: Callable[[EpochMetrics], None] | None = None,
+    step: TrainStep | None = None,
+    evaluators: Mapping[str, Callable[[], Evaluation] | None] | None = None,
+    eval_every: int = 1,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Trains `model` for `epochs` epochs and evaluates it after each.
+
+    Args:
+        model: from images to logits, on the device to use.
+        optimizer: holds the model's parameters.
+        loader: batches of (inputs, labels): a `DeviceLoader`, or any iterable with a length that can be iterated again.
+        epochs: of the whole run.
+        scheduler: advanced after each update of the weights.
+        test_loader: evaluated after each epoch; without it the test fields are None.
+        criterion: from logits and labels to the mean loss; cross-entropy when not given.
+        amp, amp_dtype, compile: as the options of `run_train.py`.
+        on_epoch: called with each epoch's row.
+        on_step: called after each step with the epoch's metrics so far; it may raise to stop.
+        step: a prepared step of this model and optimiser, instead of criterion, amp, amp_dtype and compile.
+        evaluators: name of a split to what evaluates it, instead of `test_loader`; None for a split that is not.
+        eval_every: evaluate every so many epochs, and after the last.
+        progress: where to continue; it is kept up to date.
+
+    Returns:
+        A row an epoch: `epoch` (1-based), `lr` (of its last step), `train_loss`, `train_accuracy`, for each split
+        `SPLIT_loss` and `SPLIT_accuracy` (None where it was not evaluated), `images_per_second`, `seconds` (training
+        only), `evaluation_seconds`. Accuracies are in 0..1.
+    """
+    if step is None:
+        precision = resolve_precision(next(model.parameters()).device, amp, amp_dtype)
+        step = TrainStep(model, optimizer, precision, criterion=criterion or F.cross_entropy, compile=compile)
+        if evaluators is None and test_loader is not None:
+            evaluators = {"test": partial(evaluate, model, test_loader, precision, title="test")}
+    if step.needs_warm_up:
+        step.warm_up(*next(iter(loader)))
+    progress = progress or Progress.start(next(model.parameters()).device)
+    rows = []
+    for epoch in range(progress.epoch + 1, epochs + 1):
+        if isinstance(loader, DeviceLoader):
+            loader.set_epoch(epoch - 1)
+        metrics = train_epoch(
+            step, loader, scheduler, progress.metrics, on_step=on_step, title=f"epoch {epoch}/{epochs}"
+        )
+        started = time.perf_counter()
+        is_due = epoch % eval_every == 0 or epoch == epochs
+        results = {
+            split: evaluator() if evaluator and is_due else None
+            for split, evaluator in (evaluators or {"test": None}).items()
+        }
+        row = make_row(epoch, metrics, results) | {"evaluation_seconds": time.perf_counter() - started}
+        progress.finish_epoch()
+        rows.append(row)
+        if on_epoch is not None:
+            on_epoch(row)
+    return rows
+
+
+def train_epoch(
+    step: TrainStep,
+    loader: Batches,
+    scheduler: LRScheduler | None = None,
+    metrics: EpochMetrics | None = None,
+    *,
+    on_step: Callable[[EpochMetrics], None] | None = None,
+    title: str = "",
+) -> EpochMetrics:
+    """Trains on every batch, and advances `scheduler` after each update.
+
+    Loss and correct predictions add up on the device; the host waits for them once, at the end. A progress bar, on a
+    terminal only, looks at them once a second.
+
+    Args:
+        metrics: of the epoch's batches that were trained before an interruption; they are skipped and added to.
+        on_step: called after each step; when it raises, the metrics are right up to that step.
+        title: of the progress bar.
+    """
+    step.model.train()
+    device = next(step.model.parameters()).device
+    metrics = EpochMetrics.start(device) if metrics is None else metrics
+    batches = loader.batches(first=metrics.steps) if metrics.steps else loader
+    bar = tqdm(
+        total=len(loader),
+        initial=metrics.steps,
+        desc=title,
+        unit="batch",
+        leave=False,
+        disable=None,
+        dynamic_ncols=True,
+    )
+    synchronize(device)
+    start = last_look = time.perf_counter()
+    try:
+        for inputs, labels in batches:
+            loss, correct, updated = step(inputs, labels)
+            metrics.add(loss, correct, len(labels))
+            if scheduler is not None:
+                metrics.lr = scheduler.get_last_lr()[0]
+                if updated:
+                    scheduler.step()
+            bar.update()
+            if not bar.disable and time.perf_counter() - last_look > LOOK_EVERY:
+                bar.set_postfix_str(f"loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}", refresh=False)
+                last_look = time.perf_counter()
+            if on_step is not None:
+                on_step(metrics)
+    finally:
+        synchronize(device)
+        metrics.seconds += time.perf_counter() - start
+        bar.close()
+    if scheduler is None:
+        metrics.lr = step.optimizer.param_groups[0]["lr"]
+    return metrics
 
 
 @dataclass
 class EpochMetrics:
-    """What an epoch has come to so far.
+    """The sums of an epoch so far, over the images of this process.
 
     Attributes:
-        loss_sum, correct_sum: over its images, float32 and int64, 0-dimensional, on the device.
+        loss_sum, correct_sum: float32 and int64, 0-dimensional, on the device.
         images, steps: how many were trained.
-        seconds, images_in_them: of training in this process, which may have taken over in the middle of the epoch.
+        lr: of the last step.
+        seconds, timed_images: of training since this process began or resumed the epoch.
+        distributed: the processes whose sums belong together.
     """
 
     loss_sum: Tensor
     correct_sum: Tensor
     images: int = 0
     steps: int = 0
+    lr: float | Tensor = 0.0
     seconds: float = 0.0
-    images_in_them: int = 0
+    timed_images: int = 0
+    distributed: DistributedContext = ALONE
 
     @classmethod
-    def empty(cls, device: torch.device) -> EpochMetrics:
-        return cls(torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device))
+    def start(cls, device: torch.device, distributed: DistributedContext = ALONE) -> EpochMetrics:
+        zeros = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+        return cls(*zeros, distributed=distributed)
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """One step: its mean loss and its number of correct predictions, both on the device."""
+        self.loss_sum.add_(loss, alpha=images)
+        self.correct_sum.add_(correct)
+        self.images += images
+        self.timed_images += images
+        self.steps += 1
 
     @property
     def loss(self) -> float:
@@ -52,78 +202,74 @@ class EpochMetrics:
 
     @property
     def images_per_second(self) -> float:
-        return self.images_in_them / self.seconds if self.seconds else 0.0
+        return self.timed_images / self.seconds if self.seconds else 0.0
 
-    def over(self, distributed: DistributedContext) -> EpochMetrics:
-        """What all processes together have come to."""
-        counts = distributed.sum(torch.tensor([self.images, self.images_in_them]))
-        images, images_in_them = counts.tolist()
-        sums = distributed.sum(self.loss_sum), distributed.sum(self.correct_sum)
-        return EpochMetrics(*sums, images, self.steps, self.seconds, images_in_them)
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens in the block does not count as training time."""
+        synchronize(self.loss_sum.device)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds -= time.perf_counter() - start
+
+    def over_all_processes(self) -> EpochMetrics:
+        counts = self.distributed.sum(torch.tensor([self.images, self.timed_images]))
+        images, timed_images = counts.tolist()
+        sums = self.distributed.sum(self.loss_sum), self.distributed.sum(self.correct_sum)
+        return EpochMetrics(*sums, images, self.steps, self.lr, self.seconds, timed_images)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: all but the clock's time."""
-        return {name: getattr(self, name) for name in ("loss_sum", "correct_sum", "images", "steps")}
+        """For a checkpoint: everything but the time."""
+        state = {name: getattr(self, name) for name in ("loss_sum", "correct_sum", "images", "steps")}
+        return state | {"lr": rounded(self.lr)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.loss_sum.copy_(state["loss_sum"])
         self.correct_sum.copy_(state["correct_sum"])
-        self.images, self.steps = state["images"], state["steps"]
+        self.images, self.steps, self.lr = state["images"], state["steps"], state["lr"]
 
 
-def train_epoch(
-    step: TrainStep,
-    batches: Batches,
-    scheduler: LRScheduler,
-    metrics: EpochMetrics | None = None,
-    *,
-    check: Callable[[], None] = lambda: None,
-    title: str = "",
-    steps: int | None = None,
-) -> EpochMetrics:
-    """Trains on every batch and advances `scheduler` after each update.
+@dataclass
+class Progress:
+    """How far a run has come: `epoch` finished epochs, and the metrics of the one that is being trained."""
 
-    Loss and correct answers add up on the device, and the host waits for them once, at the end. A progress bar, on a
-    terminal only, looks at them once a second: a third of a second, an epoch on a fast card, passes without a look.
+    epoch: int
+    metrics: EpochMetrics
 
-    Args:
-        metrics: of the batches of the epoch before these; it is added to.
-        check: called after each step; when it raises, the metrics is right up to that step.
-        title, steps: what the progress bar says, and the steps of the whole epoch.
-    """
-    step.model.train()
-    device = next(step.model.parameters()).device
-    metrics = EpochMetrics.empty(device) if metrics is None else metrics
-    synchronize(device)
-    start = last_look = time.perf_counter()
-    bar = tqdm(
-        total=steps, initial=metrics.steps, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True
-    )
-    try:
-        for inputs, labels in batches:
-            loss, correct, advanced = step(inputs, labels)
-            if advanced:
-                scheduler.step()
-            metrics.loss_sum.add_(loss, alpha=len(labels))
-            metrics.correct_sum.add_(correct)
-            metrics.images += len(labels)
-            metrics.images_in_them += len(labels)
-            metrics.steps += 1
-            bar.update()
-            if not bar.disable and time.perf_counter() - last_look > 1.0:
-                bar.set_postfix_str(f"loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}", refresh=False)
-                last_look = time.perf_counter()
-            check()
-    finally:
-        synchronize(device)
-        metrics.seconds += time.perf_counter() - start
-        bar.close()
-    return metrics
+    @classmethod
+    def start(cls, device: torch.device, distributed: DistributedContext = ALONE) -> Progress:
+        return cls(0, EpochMetrics.start(device, distributed))
+
+    def finish_epoch(self) -> None:
+        self.epoch += 1
+        self.metrics = EpochMetrics.start(self.metrics.loss_sum.device, self.metrics.distributed)
+
+
+def make_row(epoch: int, metrics: EpochMetrics, results: Mapping[str, Evaluation | None]) -> Row:
+    """The epoch's metrics over all processes, as `fit` describes them."""
+    metrics = metrics.over_all_processes()
+    row: Row = {
+        "epoch": epoch,
+        "lr": rounded(metrics.lr),
+        "train_loss": metrics.loss,
+        "train_accuracy": metrics.accuracy,
+    }
+    for split, result in results.items():
+        row[f"{split}_loss"] = result.loss if result else None
+        row[f"{split}_accuracy"] = result.accuracy if result else None
+    return row | {"images_per_second": metrics.images_per_second, "seconds": metrics.seconds}
+
+
+def rounded(lr: float | Tensor) -> float:
+    """A rate as a number; one that is a float32 tensor without the digits that float32 does not have."""
+    return float(f"{lr.item():.7g}") if isinstance(lr, Tensor) else float(lr)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a network did on N images: mean cross-entropy, correct answers, logits float32 [N, classes], labels [N]."""
+    """Predictions for N images: mean cross-entropy, correct ones, logits float32 [N, classes], labels int64 [N]."""
 
     loss: float
     correct: int
@@ -147,33 +293,37 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     loader: Batches,
-    precision: Precision,
+    precision: Precision | None = None,
     *,
     tta: bool = False,
     check: Callable[[], None] = lambda: None,
-    distributed: DistributedContext = DistributedContext(),  # noqa: B008 - it is immutable
+    distributed: DistributedContext = ALONE,
     title: str = "",
 ) -> Evaluation:
-    """Answers every image of `loader` with the network in evaluation mode; its training flag is as before afterwards.
+    """Predicts every image of `loader` in evaluation mode; the model's training flag is unchanged afterwards.
 
     Args:
-        tta: average the logits of a picture and of its mirror image.
+        loader: batches of (inputs, labels), which are moved to the model's device where they are elsewhere.
+        precision: float32 when not given.
+        tta: test-time augmentation: average the logits of an image and its mirror image.
         check: called after each batch; it may raise.
-        world: where each process's `loader` has a share of the images, in the order of the ranks.
-        title: what the progress bar says.
+        distributed: where each process's `loader` has a share of the images, in the order of the ranks.
+        title: of the progress bar.
     """
+    device = next(model.parameters()).device
+    precision = precision or Precision(device.type, torch.float32)
     was_training = model.training
     memory_format = memory_format_of(model)
     model.eval()
     all_logits, all_labels = [], []
     with torch.inference_mode(), precision.autocast():
         for inputs, labels in tqdm(loader, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True):
-            inputs = inputs.contiguous(memory_format=memory_format)
+            inputs = inputs.to(device).contiguous(memory_format=memory_format)
             logits = model(inputs).float()
             if tta:
                 logits = (logits + model(inputs.flip(-1)).float()) / 2
             all_logits.append(logits)
-            all_labels.append(labels.clone())
+            all_labels.append(labels.to(device).clone())
             check()
     model.train(was_training)
     return Evaluation.of(distributed.gather(torch.cat(all_logits)), distributed.gather(torch.cat(all_labels)))

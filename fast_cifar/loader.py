@@ -1,6 +1,6 @@
 """A data set that lives on the device and is handed out in batches, cropped, flipped, cut and normalised in one pass.
 
-The pictures are stored as uint8, already padded, once as they are and once mirrored. A crop, flipped or not, is then a
+The images are stored as uint8, already padded, once as they are and once mirrored. A crop, flipped or not, is then a
 window of the store: `height` runs of `3 * width` neighbouring bytes, which need no arithmetic on single pixels. One
 compiled kernel reads each byte of the window once and writes each value of the batch once.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fast_cifar.augment import Draws, check_images, check_options, draw, normalise_and_cut, pad, row_tables
+from fast_cifar.options import CUTOUT, PAD_MODE, PADDING
 from fast_cifar.system.device import prefers_index_select
 
 CHUNK = 4096  # images handled at a time when the store is built or measured: bounds the memory it takes
@@ -24,11 +25,19 @@ class DeviceLoader:
     """Batches of a data set that never leaves the device.
 
     For training it shuffles, augments and drops the last short batch; for evaluation it does none of these. What epoch
-    e hands out is a function of (seed, e) alone, the same on every device, and no global random state is touched.
+    e hands out is a function of (seed, e) alone, the same on every device, and no global random state is touched. It
+    begins at epoch 0 and moves on each time it has been iterated to its end, so that this is right:
+
+        for epoch in range(24):
+            for inputs, labels in loader:
+                ...
+
+    A batch is valid until the next one is asked for.
 
     Args:
-        images: uint8 [N, H, W, 3], N at least 1. An evaluation loader on the same device uses this very memory.
-        labels: int64 [N].
+        images: uint8 [N, H, W, 3], tensor or NumPy array, N at least 1. An evaluation loader on the same device uses
+            this very memory.
+        labels: int64 [N], tensor or NumPy array.
         batch_size: at least 1; for training at most N.
         train: shuffle, augment, drop the last short batch.
         device: where the data and the batches live.
@@ -36,14 +45,14 @@ class DeviceLoader:
         mean, std: 3 numbers each on the 0..1 scale; `channel_statistics(images)` for what is not given.
         dtype: floating-point type of the batches.
         compile: make each batch with `torch.compile`; the values are the same.
-        alternate_flips: mirror each image in every other epoch, begun by chance, rather than by chance each time
+        alternate_flips: flip each image in every other epoch, the first at random, instead of at random each time
             (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498).
-        share: (k, n): hand out the k-th of n equal slices of each batch; for training n must divide `batch_size`.
+        shard: (k, n): hand out the k-th of n equal slices of each batch; for training n must divide `batch_size`.
         padding, cutout, flip, pad_mode: of `fast_cifar.augment`; evaluation ignores them.
 
     Attributes:
         images, labels: the data on the device. `images` is a view of the store, and not contiguous if that is padded.
-        batch_size, padding, cutout, mean, std, epoch: in force (an evaluation loader has padding = cutout = 0).
+        batch_size, padding, cutout, mean, std, epoch: in use (an evaluation loader has padding = cutout = 0).
 
     Memory: N * (H + 2 * padding) * (W + 2 * padding) * 3 bytes, twice with flip: 480 MB for the 50,000 images of CIFAR.
 
@@ -53,8 +62,8 @@ class DeviceLoader:
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: Tensor | np.ndarray,
+        labels: Tensor | np.ndarray,
         batch_size: int,
         *,
         train: bool,
@@ -64,16 +73,17 @@ class DeviceLoader:
         std: Sequence[float] | None = None,
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
-        padding: int = 4,
-        cutout: int = 8,
+        padding: int = PADDING,
+        cutout: int = CUTOUT,
         flip: bool = True,
-        pad_mode: str = "zeros",
+        pad_mode: str = PAD_MODE,
         alternate_flips: bool = False,
-        share: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
+        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
         _check_data(images, labels, batch_size, train)
-        if batch_size % share[1]:
-            raise ValueError(f"batch_size is {batch_size}, which {share[1]} cannot share equally")
+        if batch_size % shard[1]:
+            raise ValueError(f"batch_size is {batch_size}, which {shard[1]} cannot share equally")
         if seed < 0:
             raise ValueError(f"seed is {seed}, below 0")
         self.size = (images.shape[1], images.shape[2])
@@ -85,7 +95,7 @@ class DeviceLoader:
         self.batch_size = batch_size
         self.train = train
         self.seed = seed
-        self.share = share
+        self.shard = shard
         self._alternate_flips = alternate_flips
         self.epoch = 0
         self._dtype = dtype
@@ -102,13 +112,14 @@ class DeviceLoader:
         return whole if self.train else whole + (left > 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, at least 0, that the next iterators hand out. It does not advance by itself."""
+        """Chooses the epoch, at least 0, that the next iterator hands out."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, below 0")
         self.epoch = epoch
 
     def draws(self, epoch: int) -> tuple[Tensor, Draws]:
-        """What an epoch does: batch k is `apply(images[permutation[part]], draws[part], ...)`, part its k-th slice.
+        """The random choices of an epoch: batch k is `apply(images[permutation[k]], draws[k], ...)`, where k stands for
+        the k-th slice of `batch_size`.
 
         Returns:
             permutation: int64 [N] and the N draws, on the device. For evaluation, the order of the data and draws that
@@ -141,18 +152,18 @@ class DeviceLoader:
         return self.batches()
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """What iterating yields, from batch `first` of the epoch, 0-based, on."""
-        return self._batches(*self.draws(self.epoch), first)
+        """What iterating yields, beginning with batch `first` of the epoch, 0-based."""
+        return self._batches(self.epoch, *self.draws(self.epoch), first)
 
-    def _batches(self, permutation: Tensor, draws: Draws, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, epoch: int, permutation: Tensor, draws: Draws, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         starts = self._window_starts(permutation, draws)
         labels = self.labels[permutation]
-        each = self.batch_size // self.share[1]
-        before = each * self.share[0]
+        each = self.batch_size // self.shard[1]
+        before = each * self.shard[0]
         for begin in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             part = slice(begin + before, begin + before + each)
             whole = part.stop <= len(labels)
-            # The short batch that ends an evaluation is not worth a compilation of its own.
+            # The short batch at the end of an evaluation is not worth a compilation of its own.
             make_batch = self._make_batch if whole else _make_batch
             inputs = make_batch(
                 self._store,
@@ -166,6 +177,8 @@ class DeviceLoader:
                 self._dtype,
             )
             yield inputs, labels[part]
+        if self.epoch == epoch:  # unless set_epoch has chosen another one meanwhile
+            self.epoch += 1
 
     def _window_starts(self, permutation: Tensor, draws: Draws) -> Tensor:
         """int64 [N]: number of the store's pixel at which each crop begins, already in the mirrored half if flipped."""
@@ -175,7 +188,7 @@ class DeviceLoader:
 
 
 def _hashed(*numbers: int) -> int:
-    """A seed for torch; those of neighbouring numbers share nothing."""
+    """A seed for torch; those of neighbouring numbers are independent."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
@@ -210,7 +223,7 @@ def _make_store(images: Tensor, padding: int, pad_mode: str, *, mirrored: bool) 
         return images.contiguous()[None]
     count, height, width, _ = images.shape
     shape = (1 + mirrored, count, height + 2 * padding, width + 2 * padding, 3)
-    # numpy asks Linux for huge pages and torch does not: reading pictures in random order is then a sixth faster.
+    # numpy asks Linux for huge pages and torch does not: reading images in random order is then a sixth faster.
     store = torch.from_numpy(np.empty(shape, np.uint8))
     for begin in range(0, count, CHUNK):
         part = slice(begin, begin + CHUNK)

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from fast_cifar import lr_curve
-from fast_cifar.build import Setup, build_setup, evaluation_loader, limited
+from fast_cifar.build import Setup, build_setup, eval_loader, limited
 from fast_cifar.engine import Batches
 from fast_cifar.lr_curve import (
     FEWEST_POINTS,
@@ -95,7 +96,13 @@ def range_test(
     rates = [lr_end * multiplier(i) for i in range(iters)]
     precision = resolve_precision(next(model.parameters()).device, amp, amp_dtype)
     with preserve_state(model, optimizer):
-        step = TrainStep(model, optimizer, precision, label_smoothing=label_smoothing, compile=compile)
+        step = TrainStep(
+            model,
+            optimizer,
+            precision,
+            criterion=partial(F.cross_entropy, label_smoothing=label_smoothing),
+            compile=compile,
+        )
         watched = None if held_out is None else held_out_loss(model, precision, held_out)
         losses, ruined = sweep_losses(step, loader, rates, watched)
     if len(losses) < 2:
@@ -119,16 +126,16 @@ def sweep(setup: Setup, seed: int, test: RangeTestOptions) -> RepeatedRangeTest:
     repeats: dict[int, RangeTest] = {}
     failures: dict[int, str] = {}
     with gradients_enabled(), explain_out_of_memory(options.batch_size):
-        parts = setup.parts(test.lr_end)
+        parts = setup.training_state(test.lr_end)
         watched = None
         if test.loss_on == "val":
             val = limited(setup.val, max(HELD_OUT, len(setup.data.classes)))
             # In one batch: a folder's images come class after class.
-            fixed = evaluation_loader(val, len(val), setup.device, setup.precision, parts.loader.mean, parts.loader.std)
+            fixed = eval_loader(val, len(val), setup.device, setup.precision, parts.loader.mean, parts.loader.std)
             watched = held_out_loss(parts.model, setup.precision, fixed)
         for one in range(seed, seed + test.repeats):
             with seeded_run(one, setup.device, deterministic=options.deterministic):
-                parts.reset(setup, one)
+                parts.reset(one)
                 title = f", seed {one}" if test.repeats > 1 else ""
                 losses, ruined = sweep_losses(parts.step, parts.loader, rates, watched, title)
             if why := failure(rates[: len(losses)], losses):
@@ -238,7 +245,7 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     options.check()
     data = f"lrfind-{Path(options.data).name}"
     check_new(new_path(options.out, options.name, data))
-    setup = build_setup(options)
+    setup = build_setup(options, test=False)
     seeds = f" with each of {options.repeats} seeds" if options.repeats > 1 else ""
     log(
         f"range test on {setup.data.name}, {describe_device(setup.device)}, {setup.precision.name}: "

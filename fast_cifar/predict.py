@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fast_cifar.build import evaluation_loader, limited, placed
+from fast_cifar.build import eval_loader, limited, to_device
 from fast_cifar.command_line import Parser
 from fast_cifar.custom_resnet import probabilities
 from fast_cifar.data.image_folder import read_image
@@ -49,7 +49,7 @@ def predict(path: str | Path, images: Sequence[str | Path], device: str = "auto"
     pictures = torch.stack([torch.from_numpy(read_image(image, resize=True)) for image in images])
     unknown = torch.zeros(len(pictures), dtype=torch.int64)
     precision = resolve_precision(place, amp=False, amp_dtype="auto")
-    loader = evaluation_loader(Split(pictures, unknown), 512, place, precision, contents["mean"], contents["std"])
+    loader = eval_loader(Split(pictures, unknown), 512, place, precision, contents["mean"], contents["std"])
     evaluation = evaluate(model, loader, precision)
     return contents["classes"], probabilities(evaluation.logits).cpu()
 
@@ -80,9 +80,9 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
             f"{options.data} has {_first(data.classes)}, ...: give the data it was trained on with --data"
         )
     test = limited(data.test, options.limit_test)
-    loader = evaluation_loader(test, options.batch_size, device, precision, contents["mean"], contents["std"])
+    loader = eval_loader(test, options.batch_size, device, precision, contents["mean"], contents["std"])
     with explain_out_of_memory(options.batch_size):
-        return evaluate(placed(model, options, device), loader, precision, tta=options.tta, title="test")
+        return evaluate(to_device(model, options, device), loader, precision, tta=options.tta, title="test")
 
 
 def _first(classes: list[str]) -> str:

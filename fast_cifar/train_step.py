@@ -1,7 +1,4 @@
-"""One training step: where precision, compilation, CUDA graphs and the optimiser meet.
-
-`preserve_state` leaves no trace of what is tried: it puts everything back, in place and bit for bit.
-"""
+"""One training step: autocast, compilation, CUDA graph and warm-up around forward, loss, backward and optimiser."""
 
 from __future__ import annotations
 
@@ -21,10 +18,12 @@ from torch.optim import Optimizer
 from fast_cifar.optimizer import WeightEMA, create_state, is_capturable
 from fast_cifar.system.device import Precision, capture, side_stream, synchronize
 
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
 
 def memory_format_of(model: nn.Module) -> torch.memory_format:
-    """The memory order of a network's first convolution. A batch in another order would impose its own on the whole
-    network: a convolution follows its input."""
+    """The memory format of a network's first convolution. Convolutions follow their input, so a batch in another format
+    would impose it on the whole network."""
     filters = next((p for p in model.parameters() if p.ndim == 4), None)
     last = filters is not None and not filters.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
@@ -35,17 +34,17 @@ class TrainStep:
 
     Args:
         model: network from images to logits, on its device.
-        optimizer: holds the model's parameters; its learning rate is somebody else's concern.
-        precision: float32 runs as it is; below it, autocast, with gradient scaling for float16.
-        label_smoothing: share of the target spread over all classes, in [0, 1).
+        optimizer: holds the model's parameters; the scheduler sets its learning rate.
+        precision: autocast below float32, with gradient scaling for float16.
+        criterion: from float32 logits [n, classes] and int64 labels [n] to the batch's mean loss.
         compile: compile forward, loss and backward with `torch.compile`. Batches must then have one shape.
-        network: what to call instead of `model`, such as its parallel form; it holds the same parameters.
-        average: of the model's weights, to be updated after each step.
+        network: called instead of `model` where given, such as its DistributedDataParallel form.
+        ema: of the model's weights, updated after each step.
         graph: with `compile`, on CUDA: record the whole step, optimiser included, as one CUDA graph in `warm_up`, and
-            replay it from then on. Where that cannot be done, `note` says why.
+            replay it from then on. Where that is not possible, `note` says why.
 
     Attributes:
-        note: one line for the user when a graph was asked for and is not to be had; otherwise None.
+        note: one line for the user when a graph was asked for and could not be recorded; otherwise None.
     """
 
     def __init__(
@@ -54,116 +53,112 @@ class TrainStep:
         optimizer: Optimizer,
         precision: Precision,
         *,
-        label_smoothing: float = 0.0,
+        criterion: Criterion = F.cross_entropy,
         compile: bool = False,
         network: nn.Module | None = None,
-        average: WeightEMA | None = None,
+        ema: WeightEMA | None = None,
         graph: bool = True,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.average = average
+        self.ema = ema
         self.scaler = torch.amp.GradScaler(precision.device_type, enabled=precision.scales_gradients)
         self.note: str | None = None
         self._scale = self.scaler.get_scale()
+        self._device = next(model.parameters()).device
         self._memory_format = memory_format_of(model)
         self._compiled = compile
         self._wants_graph = compile and graph and precision.device_type == "cuda"
         self._graph: _StepGraph | None = None
         self._is_warm = False
-
         network = model if network is None else network
 
         def forward(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             with precision.autocast():
                 logits = network(inputs)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+            loss = criterion(logits.float(), labels)
             return loss, (logits.detach().argmax(dim=1) == labels).sum()
 
         self._forward = torch.compile(forward, dynamic=False) if compile else forward
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Trains on one batch.
+        """Trains on one batch, which is moved to the model's device where it is elsewhere.
 
         Returns:
-            The batch's mean loss and its number of correct answers, both 0-dimensional, still on the device and valid
-            until the next call; and whether the weights moved: float16 skips the update after an overflow, and then
-            the schedule must wait.
+            loss: the batch's mean loss, and
+            correct: its number of correct predictions, both 0-dimensional, on the device, valid until the next call.
+            updated: whether the weights changed. Float16 skips the update after an overflow, and then the schedule
+                must not advance.
         """
-        results = self._step(inputs, labels)
-        if self.average is not None:
-            self.average.update()
-        return results
-
-    def _step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
-        inputs = inputs.contiguous(memory_format=self._memory_format)
+        inputs, labels = self._placed(inputs, labels)
         if self._graph is not None and self._graph.fits(inputs):
-            return *self._graph.replay(inputs, labels), True
-        if not self.scaler.is_enabled():
-            return *self._update(inputs, labels), True
-        return *self._scaled_update(inputs, labels), self._has_moved()
+            loss, correct = self._graph.replay(inputs, labels)
+        else:
+            loss, correct = self._update(inputs, labels)
+        if self.ema is not None:
+            self.ema.update()
+        return loss, correct, self._has_updated()
+
+    def _placed(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs.to(self._device).contiguous(memory_format=self._memory_format), labels.to(self._device)
 
     def _update(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = self._forward(inputs, labels)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach(), correct
-
-    def _scaled_update(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, correct = self._forward(inputs, labels)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # a disabled scaler changes nothing
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), correct
 
-    def _has_moved(self) -> bool:
-        """A fused optimiser skips inside its kernel; that the scale shrank is the only sign of it. One host read."""
+    def _has_updated(self) -> bool:
+        """A fused optimiser skips inside its kernel; a smaller scale is the only sign of it. One host read."""
+        if not self.scaler.is_enabled():
+            return True
         before, self._scale = self._scale, self.scaler.get_scale()
         return self._scale >= before
 
     def load_scaler(self, state: dict[str, Any]) -> None:
-        """Goes on with the gradient scale of another `TrainStep`; its `scaler.state_dict()` may be empty."""
+        """Continues with the gradient scale of another `TrainStep`; its `scaler.state_dict()` may be empty."""
         if state:
             self.scaler.load_state_dict(state)
         self._scale = self.scaler.get_scale()
 
     @property
     def needs_warm_up(self) -> bool:
-        """Whether the next step is slower than the rest: the first one is, but for a CPU without compilation."""
-        return not self._is_warm and (self._compiled or next(self.model.parameters()).device.type != "cpu")
+        """Whether the next step is slower than the rest: the first one is, except on a CPU without compilation."""
+        return not self._is_warm and (self._compiled or self._device.type != "cpu")
 
     def warm_up(self, inputs: Tensor, labels: Tensor) -> float:
         """Compiles, lets kernels be chosen and records the graph, on a throw-away batch of the shape to come.
 
-        Model, optimiser and randomness are as before, but that with a graph the optimiser's state is there, all zeros.
+        Model, optimiser and random state are unchanged afterwards, except that a graph leaves the optimiser's state
+        behind, all zeros.
 
         Returns:
             The seconds it took.
         """
-        device = inputs.device
         scaler_state = self.scaler.state_dict()
-        synchronize(device)
+        synchronize(self._device)
         start = time.perf_counter()
         if self._wants_graph:
-            create_state(self.optimizer)  # a graph keeps its address, so it has to be there before and afterwards
+            create_state(self.optimizer)  # a graph keeps its address
+        inputs, labels = self._placed(inputs, labels)
         with preserve_state(self.model, self.optimizer):
             self.model.train()
-            with side_stream(device):
+            with side_stream(self._device):
                 for _ in range(3 if self._wants_graph else 2):
-                    self._step(inputs, labels)
+                    self._update(inputs, labels)
             if self._wants_graph:
-                self._record(inputs.contiguous(memory_format=self._memory_format), labels)
-            synchronize(device)
+                self._record(inputs, labels)
+            synchronize(self._device)
         self.load_scaler(scaler_state)
         self._is_warm = True
         return time.perf_counter() - start
 
     def _record(self, inputs: Tensor, labels: Tensor) -> None:
-        """Records a graph of the step where that can be done, and notes why where it cannot."""
+        """Records a graph of the step, or notes why that is not possible."""
         if self.scaler.is_enabled():
-            self.note = "--compile: float16 looks at its gradient scale after each step, so there is no CUDA graph"
+            self.note = "--compile: float16 reads its gradient scale after each step, so there is no CUDA graph"
         elif not is_capturable(self.optimizer):
             self.note = "--compile: this optimiser cannot be captured, so there is no CUDA graph"
         else:
@@ -174,7 +169,7 @@ class TrainStep:
 
 
 class _StepGraph:
-    """A training step recorded once and replayed on whatever lies in its input buffers: one launch instead of hundreds.
+    """A training step recorded once and replayed on the contents of its input buffers: one launch instead of hundreds.
 
     Raises:
         RuntimeError: something in the step cannot be recorded.
@@ -203,7 +198,7 @@ class _StepGraph:
 
 @contextmanager
 def preserve_state(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """Whatever happens inside, model, optimiser and random state are bit-identical afterwards.
+    """After the block, model, optimiser and random state are bit-identical to before.
 
     Covers parameters, buffers, gradients, the training flag of every module, the optimiser's state and groups, and the
     random state of torch (all devices), numpy and Python. All tensors but the gradients keep their identity: compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,12 @@ SYNTHETIC_TEST = 2_000
 
 
 def load_dataset(
-    name_or_path: str | Path, data_dir: str | Path = "data", *, mirrors: Sequence[str] = (), resize: bool = False
+    name_or_path: str | Path,
+    data_dir: str | Path = "data",
+    *,
+    mirrors: Sequence[str] = (),
+    resize: bool = False,
+    test: bool = True,
 ) -> Dataset:
     """Loads a data set into memory.
 
@@ -35,6 +41,8 @@ def load_dataset(
     Raises:
         UserError: there are no such data, they are damaged or unsuitable, or they cannot be downloaded or kept.
     """
+    if not test:
+        return dataclasses.replace(load_dataset(name_or_path, data_dir, mirrors=mirrors, resize=resize), test=None)
     name, data_dir = str(name_or_path), Path(data_dir)
     if name in cifar.SIZES:
         return cifar.load_official(name, data_dir, mirrors)

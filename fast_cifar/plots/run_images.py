@@ -46,7 +46,7 @@ def closing_pictures(
     worst = wrong[confidences[wrong].argsort(descending=True)][:40]
     grids.misclassified(
         folder / "misclassified.png",
-        setup.split(setup.judge).images[worst],
+        setup.split(setup.headline).images[worst],
         _names(truths[worst], classes),
         _names(answers[worst], classes),
         confidences[worst].tolist(),

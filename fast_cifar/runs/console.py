@@ -15,7 +15,7 @@ def opening_lines(setup: Setup, options: TrainOptions, device_name: str, steps_p
     """What will be done, on what and with what."""
     data = setup.data
     held_out = f", {len(setup.val):,} held out" if setup.val is not None else ""
-    tested = f"{len(data.test):,}" if setup.tests else "no"
+    tested = "no" if data.test is None else f"{len(data.test):,}"
     layout = "channels_last" if options.channels_last else "NCHW"
     compiled = ", compiled" if options.compile else ""
     processes = f"{setup.distributed.size} processes, each on " if setup.distributed.size > 1 else ""
@@ -63,19 +63,20 @@ def epoch_glance(row: Mapping[str, Any]) -> str:
     return f"loss {row['train_loss']:.4f}, train {row['train_accuracy']:.2%}{told}"
 
 
+def headline(summary: Mapping[str, Any]) -> str:
+    """The accuracy that is the result of a run: on the test images, or with `--no-test` on the held-out ones."""
+    if summary["test_accuracy"] is None:
+        return f"validation accuracy {summary['val_accuracy']:.2%}"
+    return f"test accuracy {summary['test_accuracy']:.2%}"
+
+
 def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
     """The result of one run: the last epoch's accuracy is the headline."""
     peak = summary["peak_memory_bytes"]
-    training = f"training {summary['train_accuracy']:.2%}"
-    if summary["test_accuracy"] is None:
-        headline = f"validation accuracy {summary['val_accuracy']:.2%} after the last epoch ({training})"
-    else:
-        headline = (
-            f"test accuracy {summary['test_accuracy']:.2%} after the last epoch "
-            f"(best {summary['best_test_accuracy']:.2%}, {training})"
-        )
+    best = summary["best_test_accuracy"]
+    best = "" if best is None else f"best {best:.2%}, "
     return [
-        headline,
+        f"{headline(summary)} after the last epoch ({best}training {summary['train_accuracy']:.2%})",
         f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec"
         + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else "")
         + (f", at most {peak / 2**30:.2f} GiB of memory" if peak is not None else ""),

@@ -1,16 +1,16 @@
-"""What changes while a run goes on, and how it gets into a checkpoint and out again."""
+"""What changes during a run, and how it gets into a checkpoint and out again."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fast_cifar.build import Setup, TrainingState
-from fast_cifar.engine import EpochMetrics
+from fast_cifar.engine import EpochMetrics, Progress
 from fast_cifar.optimizer import load_state, make_scheduler
 from fast_cifar.options import SIZE, TrainOptions, flag_of
 from fast_cifar.runs import checkpoint
@@ -19,120 +19,126 @@ from fast_cifar.system.device import random_state, set_random_state
 from fast_cifar.system.errors import UserError
 
 
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of one seed: what it trains, with which options, where it is kept, and where its lines go.
+
+    Attributes:
+        training: reset for this run; another run may have used it before.
+        options: resolved; `runs` does not matter here.
+        folder: exists, with its configuration; a last.pt in it is where the run continues.
+        log: takes each line for the screen.
+    """
+
+    training: TrainingState
+    options: TrainOptions
+    folder: RunFolder
+    log: Callable[[str], None]
+
+    @property
+    def setup(self) -> Setup:
+        return self.training.setup
+
+
 class RunState:
     """Weights, optimiser, schedule, and how far a run has come.
 
     Args:
-        setup, parts, options, folder, log: those of the run.
-        multiplier: of its schedule.
+        multiplier: of the run's schedule.
 
     Attributes:
-        scheduler: moves the learning rate, one step at a time.
-        epoch: how many are done.
-        metrics: of the epoch that is being trained, in this process.
+        scheduler: sets the learning rate of each step.
+        progress: finished epochs, and the metrics of the one that is being trained, in this process.
         best: the highest accuracy on the split that chooses best.pt.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        parts: TrainingState,
-        options: TrainOptions,
-        folder: RunFolder,
-        multiplier: Callable[[int], float],
-        log: Callable[[str], None],
-    ) -> None:
-        self._workspace, self._parts, self._options, self._folder, self._log = setup, parts, options, folder, log
-        self._world = setup.distributed
-        parts.reset(setup, options.seed)
-        self.scheduler = make_scheduler(parts.optimizer, options.lr_max, multiplier)
-        self.epoch = 0
-        self.metrics = EpochMetrics.empty(setup.device)
+    def __init__(self, run: RunSpec, multiplier: Callable[[int], float]) -> None:
+        self._run = run
+        self._distributed = run.setup.distributed
+        run.training.reset(run.options.seed)
+        self.scheduler = make_scheduler(run.training.optimizer, run.options.lr_max, multiplier)
+        self.progress = Progress.start(run.setup.device, self._distributed)
         self.best = -1.0
 
-    def finish_epoch(self) -> None:
-        self.epoch += 1
-        self.metrics = EpochMetrics.empty(self._workspace.device)
-
     def checkpoints(self, row: dict[str, Any]) -> dict[Path, dict[str, Any]]:
-        """What is to be written after the epoch of `row`: best.pt when it is the best so far, then last.pt."""
-        judge = "val_accuracy" if self._workspace.val is not None else "test_accuracy"
-        if row[judge] is None or row[judge] <= self.best:
+        """The files to write after the epoch of `row`: best.pt when it is the best so far, then last.pt."""
+        accuracy = row["val_accuracy" if self._run.setup.val is not None else "test_accuracy"]
+        if accuracy is None or accuracy <= self.best:
             return self.last_checkpoint()
-        self.best = row[judge]
-        return {self._folder.best: self._description()} | self.last_checkpoint()
+        self.best = accuracy
+        return {self._run.folder.best: self._description()} | self.last_checkpoint()
 
     def last_checkpoint(self) -> dict[Path, dict[str, Any]]:
-        """last.pt: all that the run needs to go on from here as if it had never stopped."""
-        parts = self._parts
-        training = {
-            "metrics": self.metrics.over(self._world).state_dict(),
+        """last.pt: all that the run needs to continue from here as if it had never stopped."""
+        training = self._run.training
+        contents = {
+            "metrics": self.progress.metrics.over_all_processes().state_dict(),
             "best": self.best,
-            "optimizer": parts.optimizer.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "scaler": parts.step.scaler.state_dict(),
-            "random_state": random_state(self._workspace.device),
-            "steps_per_epoch": len(parts.loader),
+            "scaler": training.step.scaler.state_dict(),
+            "random_state": random_state(self._run.setup.device),
+            "steps_per_epoch": len(training.loader),
             "threads": torch.get_num_threads(),
         }
-        if parts.average is not None:  # then "model" is the average
-            training["weights"] = parts.model.state_dict()
-        return {self._folder.last: self._description() | training}
+        if training.ema is not None:  # then "model" is the average
+            contents["weights"] = training.model.state_dict()
+        return {self._run.folder.last: self._description() | contents}
 
     def _description(self) -> dict[str, Any]:
         """The network as it is now, and what one has to know to use it."""
-        loader = self._parts.loader
-        recorded = TrainOptions.names(recorded=True)
+        training, options = self._run.training, self._run.options.as_dict()
         return {
-            "classes": self._workspace.data.classes,
-            "mean": list(loader.mean),
-            "std": list(loader.std),
+            "classes": self._run.setup.data.classes,
+            "mean": list(training.loader.mean),
+            "std": list(training.loader.std),
             "size": SIZE,
-            "options": {name: value for name, value in self._options.as_dict().items() if name in recorded},
-            "epoch": self.epoch,
-            "model": (self._parts.average or self._parts.model).state_dict(),
+            "options": {name: options[name] for name in options if name in TrainOptions.names(recorded=True)},
+            "epoch": self.progress.epoch,
+            "model": (training.ema or training.model).state_dict(),
         }
 
     def restore(self) -> None:
-        """Goes back to where the last checkpoint was written; without one, nothing changes.
+        """Returns to where the last checkpoint was written; without one, nothing changes.
 
         Raises:
-            UserError: no sound checkpoint is left, or it is one of other pictures, classes or another network.
+            UserError: no sound checkpoint is left, or it is one of other images, classes or another network.
         """
         contents = self._last_checkpoint()
         if contents is None:
             return
+        folder, log = self._run.folder, self._run.log
         self._check_recipe(contents)
         try:
             self._load(contents)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self._folder.last} is damaged or of another network ({error})") from error
-        steps = f" and {self.metrics.steps} steps" if self.metrics.steps else ""
-        self._log(f"going on after epoch {self.epoch}{steps} of {self._folder.path}")
-        if self._options.deterministic and contents["threads"] != torch.get_num_threads():
-            self._log(
-                f"--deterministic: it was begun with {contents['threads']} threads and goes on with "
+            raise UserError(f"{folder.last} is damaged or of another network ({error})") from error
+        steps = self.progress.metrics.steps
+        log(f"resuming {folder.path} after epoch {self.progress.epoch}" + (f" and {steps} steps" if steps else ""))
+        if self._run.options.deterministic and contents["threads"] != torch.get_num_threads():
+            log(
+                f"--deterministic: the run began with {contents['threads']} threads and continues with "
                 f"{torch.get_num_threads()}, so the numbers may differ in their last bits"
             )
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
-        """The last sound checkpoint; None before the first. Rank 0 looks, and mends, before the others read."""
-        if self._world.is_main:
+        """The last sound checkpoint; None before the first. Rank 0 looks, and repairs, before the others read."""
+        if self._distributed.is_main:
             contents = self._sound_checkpoint()
-            self._world.broadcast(contents is None)
+            self._distributed.broadcast(contents is None)
             return contents
-        return None if self._world.broadcast(None) else checkpoint.load_training(self._folder.last)
+        return None if self._distributed.broadcast(None) else checkpoint.load_training(self._run.folder.last)
 
     def _sound_checkpoint(self) -> dict[str, Any] | None:
         """last.pt, or the one before it where that is damaged."""
-        last, previous = self._folder.last, self._folder.previous
+        last, previous = self._run.folder.last, self._run.folder.previous
         try:
             if last.exists():
                 return checkpoint.load_training(last)
         except UserError as damage:
             if not previous.exists():
                 raise
-            self._log(f"{damage}; going on from the checkpoint before it")
+            self._run.log(f"{damage}; resuming from the checkpoint before it")
         if not previous.exists():
             return None
         contents = checkpoint.load_training(previous)
@@ -140,32 +146,36 @@ class RunState:
         return contents
 
     def _check_recipe(self, contents: dict[str, Any]) -> None:
-        path, data, loader = self._folder.path, self._options.data, self._parts.loader
-        if contents["classes"] != self._workspace.data.classes:
-            raise UserError(f"{path} was trained on other classes than those of {data}")
-        recipe, trained = self._options.as_dict(), contents["options"]
+        path, options, loader = self._run.folder.path, self._run.options, self._run.training.loader
+        if contents["classes"] != self._run.setup.data.classes:
+            raise UserError(f"{path} was trained on other classes than those of {options.data}")
+        recipe, trained = options.as_dict(), contents["options"]
         for name in recipe.keys() & trained.keys() & TrainOptions.names(resumable=False, recorded=True):
             if recipe[name] != trained[name]:
                 raise UserError(
                     f"{path} was trained with {flag_of(name)} {trained[name]!r}, "
                     f"and its config.json says {recipe[name]!r}"
                 )
-        pictures = (list(loader.mean), list(loader.std), len(loader))
-        if (contents["mean"], contents["std"], contents["steps_per_epoch"]) != pictures:
-            raise UserError(f"{path} was trained on other pictures than those of {data}")
+        images = (list(loader.mean), list(loader.std), len(loader))
+        if (contents["mean"], contents["std"], contents["steps_per_epoch"]) != images:
+            raise UserError(f"{path} was trained on other images than those of {options.data}")
 
     def _load(self, contents: dict[str, Any]) -> None:
-        parts, device = self._parts, self._workspace.device
-        checkpoint.load_weights(parts.model, contents["model"], self._folder.last)
-        if parts.average is not None:
-            parts.average.reset()
-            checkpoint.load_weights(parts.model, contents["weights"], self._folder.last)
-        load_state(parts.optimizer, contents["optimizer"])
+        training, device, last = self._run.training, self._run.setup.device, self._run.folder.last
+        checkpoint.load_weights(training.model, contents["model"], last)
+        if training.ema is not None:
+            training.ema.reset()
+            checkpoint.load_weights(training.model, contents["weights"], last)
+        load_state(training.optimizer, contents["optimizer"])
         self.scheduler.load_state_dict(contents["scheduler"])
-        if parts.step.scaler.is_enabled():
-            parts.step.load_scaler(contents["scaler"])
+        if training.step.scaler.is_enabled():
+            training.step.load_scaler(contents["scaler"])
         set_random_state(device, contents["random_state"])
-        self.best, self.epoch = contents["best"], contents["epoch"]
-        self.metrics.load_state_dict(contents["metrics"])
-        if not self._world.is_main:  # rank 0 takes over what all had come to
-            self.metrics = dataclasses.replace(EpochMetrics.empty(device), steps=self.metrics.steps)
+        self.best = contents["best"]
+        self.progress.epoch = contents["epoch"]
+        metrics = self.progress.metrics
+        metrics.load_state_dict(contents["metrics"])
+        if not self._distributed.is_main:  # rank 0 takes over the sums of all
+            started = EpochMetrics.start(device, self._distributed)
+            started.steps, started.lr = metrics.steps, metrics.lr
+            self.progress.metrics = started

@@ -48,7 +48,7 @@ class DistributedContext:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def parallel(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """`model` with gradients that are the mean over all processes. The weights begin as rank 0's."""
         if self.size == 1:
             return model
@@ -68,7 +68,7 @@ class DistributedContext:
             dist.all_reduce(total)
         return total
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether it is true anywhere. No device is waited for."""
         if self.size == 1:
             return flag
@@ -95,6 +95,9 @@ class DistributedContext:
     def shard(self, n: int) -> slice:
         """Which of n things are this process's: contiguous, in the order of the ranks, and none left out."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+
+ALONE = DistributedContext()
 
 
 def started_by_torchrun() -> bool:

@@ -49,7 +49,7 @@ def test_alone_a_process_is_the_whole_world():
         assert distributed.any(True)
         assert not distributed.any(False)
         model = torch.nn.Linear(2, 2)
-        assert distributed.parallel(model) is model
+        assert distributed.wrap(model) is model
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 1), (10, 3), (7, 4), (4, 4), (10_000, 7)])
@@ -65,7 +65,7 @@ def test_the_slices_of_a_step_are_together_the_batch_of_one_process(size):
     labels = torch.arange(50)
     whole = DeviceLoader(images, labels, 8, train=True, device="cpu", cutout=2, seed=3)
     shares = [
-        DeviceLoader(images, labels, 8, train=True, device="cpu", cutout=2, seed=3, share=(rank, size))
+        DeviceLoader(images, labels, 8, train=True, device="cpu", cutout=2, seed=3, shard=(rank, size))
         for rank in range(size)
     ]
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -76,7 +76,7 @@ def test_the_slices_of_a_step_are_together_the_batch_of_one_process(size):
 def test_a_batch_that_cannot_be_shared_is_refused():
     images, labels = torch.zeros(8, 8, 8, 3, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
     with pytest.raises(ValueError, match="3 cannot share"):
-        DeviceLoader(images, labels, 8, train=True, device="cpu", cutout=2, share=(0, 3))
+        DeviceLoader(images, labels, 8, train=True, device="cpu", cutout=2, shard=(0, 3))
 
 
 ONE_STEP = """
@@ -91,7 +91,7 @@ with process_group() as distributed:
     torch.manual_seed(distributed.rank)  # rank 0's weights are to be everybody's
     model = SmallNetwork()
     step = TrainStep(
-        model, make_optimizer(model, 0.001), Precision("cpu", torch.float32), network=distributed.parallel(model),
+        model, make_optimizer(model, 0.001), Precision("cpu", torch.float32), network=distributed.wrap(model),
         compile="compile" in sys.argv,
     )
     generator = torch.Generator().manual_seed(9)
