@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fast_cifar import engine, train, trainer
+from fast_cifar import engine, train
 from fast_cifar.options import TrainOptions
 from fast_cifar.plots import style
 from fast_cifar.report import report
 from fast_cifar.system.signals import Stopped, StopRequest
+from fast_cifar.train_step import TrainStep
 from tests.helpers.pages import history, write_range_test, write_run, write_seeds
 from tests.helpers.sweeping import network_and_optimizer, red_or_not
 
@@ -157,15 +158,29 @@ def without_times(row):
 def interrupted_after(epochs, monkeypatch):
     """Makes training stop with Ctrl-C in the middle of the epoch after `epochs`."""
     calls = iter(range(1000))
+    train_epoch = engine.train_epoch
 
-    def train_epoch(step, batches, scheduler, metrics, **keywords):
+    def interrupted(step, loader, scheduler, metrics, **keywords):
         if next(calls) == epochs:
-            step(*next(iter(batches)))
+            step(*next(iter(loader)))
             scheduler.step()
             raise KeyboardInterrupt
-        return engine.train_epoch(step, batches, scheduler, metrics, **keywords)
+        return train_epoch(step, loader, scheduler, metrics, **keywords)
 
-    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(engine, "train_epoch", interrupted)
+
+
+def killed_before_step(n, monkeypatch):
+    """Makes training end without a word before its n-th step."""
+    calls = iter(range(1, 1000))
+    step = TrainStep.__call__
+
+    def killed(self, inputs, labels):
+        if next(calls) == n:
+            raise KeyboardInterrupt
+        return step(self, inputs, labels)
+
+    monkeypatch.setattr(TrainStep, "__call__", killed)
 
 
 def stopped_at_check(n, monkeypatch):

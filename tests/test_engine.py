@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from fast_cifar.engine import evaluate, train_epoch
+from fast_cifar.engine import Progress, evaluate, fit, train_epoch
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.schedules import one_cycle
 from fast_cifar.train_step import TrainStep
@@ -87,3 +87,50 @@ def test_test_time_augmentation_averages_an_image_and_its_mirror_image():
     with torch.no_grad():
         expected = (model(data[0][0]) + model(data[0][0].flip(-1))) / 2
     torch.testing.assert_close(evaluate(model, data, FP32, tta=True).logits, expected)
+
+
+def test_fit_equals_a_plain_loop_over_epochs_with_any_loader_and_optimizer():
+    model, other, data, test = network(), network(), batches(), batches(2)
+    optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, other))
+    scheduler, halving = (torch.optim.lr_scheduler.StepLR(o, 6, 0.5) for o in (optimizer, plain))
+    seen = []
+    rows = fit(
+        model, optimizer, data, epochs=3, scheduler=scheduler, test_loader=test, criterion=loss, on_epoch=seen.append
+    )
+    assert seen == rows
+    for epoch, row in enumerate(rows, start=1):
+        losses, rate = [], halving.get_last_lr()[0]
+        for inputs, labels in data:
+            plain.zero_grad()
+            losses.append(loss(other(inputs), labels))
+            losses[-1].backward()
+            plain.step()
+            halving.step()
+        expected = evaluate(other, test)
+        assert (row["epoch"], row["lr"]) == (epoch, rate)
+        assert row["train_loss"] == pytest.approx(sum(map(float, losses)) / len(losses), rel=1e-4)
+        assert (row["test_loss"], row["test_accuracy"]) == pytest.approx((expected.loss, expected.accuracy), rel=1e-3)
+
+
+def loss(logits, labels):
+    return F.cross_entropy(logits, labels, label_smoothing=0.3)
+
+
+def test_fit_without_a_test_loader_has_null_test_fields_and_continues_where_it_stopped():
+    model, other = network(), network()
+    whole = fit(model, torch.optim.SGD(model.parameters(), lr=0.1), batches(), epochs=3)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    progress = Progress.start(torch.device("cpu"))
+    first = fit(other, optimizer, batches(), epochs=2, progress=progress)
+    rows = first + fit(other, optimizer, batches(), epochs=3, progress=progress)
+    assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in whole]
+    assert all(row["test_accuracy"] is None for row in rows)
+    assert progress.epoch == 3
+
+
+def test_fit_evaluates_when_it_is_due_and_always_at_the_end():
+    model = network()
+    rows = fit(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), batches(), epochs=5, test_loader=batches(1), eval_every=3
+    )
+    assert [row["test_loss"] is not None for row in rows] == [False, False, True, False, True]

@@ -127,10 +127,27 @@ def test_length_is_the_number_of_batches(n, train, length):
     assert len(loader) == length == len(list(loader))
 
 
-def test_the_epoch_does_not_advance_by_itself():
+def test_each_time_it_is_iterated_to_its_end_it_moves_on_to_the_next_epoch():
+    loader, other = make(), make()
+    for epoch in range(3):
+        assert loader.epoch == epoch
+        other.set_epoch(epoch)
+        assert labels_of(loader) == labels_of(other)
+
+
+def test_an_iterator_that_is_left_early_does_not_move_on():
     loader = make()
-    assert labels_of(loader) == labels_of(loader)
+    next(iter(loader))
     assert loader.epoch == 0
+
+
+def test_set_epoch_overrides_an_iterator_that_is_under_way():
+    loader = make()
+    batches = iter(loader)
+    next(batches)
+    loader.set_epoch(7)
+    list(batches)
+    assert loader.epoch == 7
 
 
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])

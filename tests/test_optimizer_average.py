@@ -32,9 +32,7 @@ def trained(decay, steps=5):
     ours = WeightEMA(model, decay)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     theirs.n_averaged.fill_(1)  # it would take the first update whole
-    step = TrainStep(
-        model, torch.optim.Adam(model.parameters(), lr=0.01), Precision("cpu", torch.float32), average=ours
-    )
+    step = TrainStep(model, torch.optim.Adam(model.parameters(), lr=0.01), Precision("cpu", torch.float32), ema=ours)
     for inputs, labels in batches(steps):
         step(inputs, labels)
         theirs.update_parameters(model)
@@ -86,7 +84,7 @@ def test_a_warm_up_leaves_the_average_alone():
     model(batches(1)[0][0])
     ours = WeightEMA(model, 0.5)
     before = copy.deepcopy(ours.state_dict())
-    step = TrainStep(model, torch.optim.Adam(model.parameters(), lr=0.1), Precision("cpu", torch.float32), average=ours)
+    step = TrainStep(model, torch.optim.Adam(model.parameters(), lr=0.1), Precision("cpu", torch.float32), ema=ours)
     step.warm_up(*batches(1)[0])
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 

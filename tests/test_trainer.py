@@ -20,7 +20,7 @@ def test_the_configuration_is_resolved(run):
 
 
 def test_a_finished_run_says_so_and_trains_no_more(run, monkeypatch):
-    monkeypatch.setattr(trainer, "train_epoch", None)
+    monkeypatch.setattr(trainer, "fit", None)
     lines = []
     assert train(TrainOptions(resume=str(run[0])), log=lines.append) == run[1]
     assert "is finished" in lines[0]
@@ -81,7 +81,7 @@ def test_find_lr_trains_at_the_rates_it_found(small_network, quick, tmp_path):
 def test_find_lr_warns_of_a_run_that_is_shorter_than_the_range_test(
     small_network, quick, tmp_path, monkeypatch, epochs, warned
 ):
-    monkeypatch.setattr("fast_cifar.trainer._train", lambda *_: {})
+    monkeypatch.setattr(trainer, "_train_seeds", lambda *_: {})
     lines = []
     train(quick(out=str(tmp_path), name="a", lr_max=None, find_lr=True, epochs=epochs), log=lines.append)
     assert any("steps is shorter than the range test" in line for line in lines) == warned
@@ -174,7 +174,7 @@ def test_out_of_memory_names_the_batch_size_and_leaves_no_folder(small_network, 
     def train_epoch(*positional, **keywords):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(engine, "train_epoch", train_epoch)
     with pytest.raises(UserError, match="out of memory with --batch-size 8"):
         train(quick(out=str(tmp_path), name="a"), log=silent)
     assert not (tmp_path / "a").exists()
@@ -185,13 +185,14 @@ def test_the_peak_memory_is_in_the_summary(run):
 
 
 def test_several_runs_go_on_after_one_that_diverged_and_report_it(small_network, quick, tmp_path, monkeypatch):
-    def train_epoch(step, batches, scheduler, metrics, **keywords):
-        engine.train_epoch(step, batches, scheduler, metrics, **keywords)
+    def diverging(*positional, **keywords):
+        metrics = train_epoch(*positional, **keywords)
         if next(epochs) == 1:  # the second epoch of the first run
             metrics.loss_sum.fill_(float("nan"))
+        return metrics
 
-    epochs = itertools.count()
-    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    epochs, train_epoch = itertools.count(), engine.train_epoch
+    monkeypatch.setattr(engine, "train_epoch", diverging)
     lines = []
     with pytest.raises(UserError, match=r"1 of 3 runs failed; seed 0: the loss diverged in epoch 2"):
         train(quick(out=str(tmp_path), name="several", runs=3), log=lines.append)

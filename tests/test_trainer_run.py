@@ -1,12 +1,13 @@
 """One run, a small one: what it writes, and what its options change."""
 
+import itertools
 import json
 
 import pytest
 import torch
 from PIL import Image
 
-from fast_cifar import TrainOptions, engine, train, trainer
+from fast_cifar import TrainOptions, build, engine, train
 from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
 from fast_cifar.trainer import cycle_steps
@@ -179,12 +180,14 @@ def test_without_matplotlib_a_run_says_so_and_draws_the_grids(small_network, qui
 
 
 def diverge_in_epoch(epoch, monkeypatch):
-    def train_epoch(step, batches, scheduler, metrics, *, title, **keywords):
-        engine.train_epoch(step, batches, scheduler, metrics, title=title, **keywords)
+    def diverging(*positional, title, **keywords):
+        metrics = train_epoch(*positional, title=title, **keywords)
         if title.startswith(f"epoch {epoch}/"):
             metrics.loss_sum.fill_(float("nan"))
+        return metrics
 
-    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
+    train_epoch = engine.train_epoch
+    monkeypatch.setattr(engine, "train_epoch", diverging)
 
 
 def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(
@@ -219,7 +222,12 @@ def test_too_few_steps_for_a_cycle_are_refused(epochs, peak_epoch, steps):
 
 
 def test_a_loss_that_diverges_inside_an_epoch_never_reaches_a_checkpoint(small_network, quick, tmp_path, monkeypatch):
-    diverge_in_epoch(2, monkeypatch)
+    def diverging(self, inputs, labels):
+        loss, correct, updated = step(self, inputs, labels)
+        return loss.fill_(float("nan")) if next(calls) == 4 else loss, correct, updated
+
+    calls, step = itertools.count(1), TrainStep.__call__  # an epoch has 3 steps
+    monkeypatch.setattr(TrainStep, "__call__", diverging)
     with pytest.raises(UserError, match="diverged in epoch 2"):
         train(quick(out=str(tmp_path), name="a", checkpoint_steps=1), log=silent)
     contents = checkpoint.load_training(tmp_path / "a/last.pt")
@@ -232,7 +240,7 @@ def test_without_a_test_the_held_out_images_judge_and_the_test_images_change_not
     asked = []
     evaluate = engine.evaluate
     monkeypatch.setattr(
-        trainer, "evaluate", lambda *args, **options: asked.append(options["title"]) or evaluate(*args, **options)
+        build, "evaluate", lambda *args, **options: asked.append(options["title"]) or evaluate(*args, **options)
     )
     summary = train(quick(out=str(tmp_path), name="untested", val_split=8, test=False), log=silent)
     folder = tmp_path / "untested"

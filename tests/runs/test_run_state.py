@@ -9,12 +9,13 @@ import zipfile
 import pytest
 import torch
 
-from fast_cifar import TrainOptions, engine, train, trainer
+from fast_cifar import TrainOptions, engine, train
 from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
 from tests.conftest import (
     SmallNetwork,
     interrupted_after,
+    killed_before_step,
     needs_cuda,
     rows,
     silent,
@@ -68,13 +69,13 @@ def test_a_history_without_a_checkpoint_is_done_again(small_network, quick, tmp_
     assert [row["epoch"] for row in rows(tmp_path / "a")] == [1, 2]
 
 
-def test_resuming_on_other_classes_or_pictures_is_refused(small_network, quick, tmp_path, monkeypatch):
+def test_resuming_on_other_classes_or_images_is_refused(small_network, quick, tmp_path, monkeypatch):
     stop(quick(out=str(tmp_path), name="a"), interrupted_after, 1, monkeypatch)
     other = write_class_folder(tmp_path / "others", classes=("bird", "fish"))
     with pytest.raises(UserError, match="other classes"):
         train(TrainOptions(resume=str(tmp_path / "a"), data=str(other)), log=silent)
     more = write_class_folder(tmp_path / "more", per_class=40)
-    with pytest.raises(UserError, match="other pictures"):
+    with pytest.raises(UserError, match="other images"):
         train(TrainOptions(resume=str(tmp_path / "a"), data=str(more)), log=silent)
 
 
@@ -124,7 +125,7 @@ def test_a_run_killed_after_a_checkpoint_inside_an_epoch_goes_on_from_it(
     small_network, quick, tmp_path, monkeypatch, never_stopped
 ):
     options = quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True, checkpoint_steps=2)
-    stop(options, interrupted_after, 3, monkeypatch)  # an epoch is two steps and one: after two steps of the second
+    stop(options, killed_before_step, 6, monkeypatch)  # the last step of the second epoch
     contents = checkpoint.load_training(tmp_path / "a/last.pt")
     assert (contents["epoch"], contents["metrics"]["steps"]) == (1, 2)
     train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
@@ -150,7 +151,7 @@ def test_a_damaged_last_checkpoint_is_said_and_the_one_before_is_used(
     last.write_bytes(damage(last.read_bytes()))
     lines = []
     train(TrainOptions(resume=str(tmp_path / "a")), log=lines.append)
-    assert any("last.pt" in line and "going on from the checkpoint before" in line for line in lines)
+    assert any("last.pt" in line and "resuming from the checkpoint before" in line for line in lines)
     assert_same_end(tmp_path / "a", never_stopped)
 
 
@@ -179,16 +180,17 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
 ):
     import resource
 
-    def train_epoch(step, batches, scheduler, metrics, *, title, **keywords):
+    def on_full_disk(*positional, title, **keywords):
         if title == "epoch 2/2":
             while not (tmp_path / "a/last.pt").exists():  # it is written beside the training
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        return engine.train_epoch(step, batches, scheduler, metrics, title=title, **keywords)
+        return train_epoch(*positional, title=title, **keywords)
 
+    train_epoch = engine.train_epoch
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_epoch", train_epoch)
+        patch.setattr(engine, "train_epoch", on_full_disk)
         try:
             with pytest.raises(UserError, match=r"cannot write .*\.pt \(File too large\); make room"):
                 train(quick(out=str(tmp_path), name="a", dropout=0.3, deterministic=True), log=silent)

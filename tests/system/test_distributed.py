@@ -46,8 +46,8 @@ def test_alone_a_process_is_the_whole_world():
         assert distributed.is_main
         assert distributed.shard(7) == slice(0, 7)
         assert distributed.broadcast("x") == "x"
-        assert distributed.any(True)
-        assert not distributed.any(False)
+        assert distributed.any_rank(True)
+        assert not distributed.any_rank(False)
         model = torch.nn.Linear(2, 2)
         assert distributed.wrap(model) is model
 
@@ -177,19 +177,19 @@ def test_the_two_processes_train_the_same_again(class_folder, tmp_path):
 
 DIES = """
 import os, sys
-from fast_cifar import engine, trainer
+from fast_cifar import engine
 from fast_cifar.runs import run_folder
 from fast_cifar.system.distributed import process_group
 from fast_cifar.system.errors import run_script
 from fast_cifar.trainer import train
 from fast_cifar.options import TrainOptions
 
-real = trainer.train_epoch
+real = engine.train_epoch
 def train_epoch(*positional, **keywords):
     if os.environ["RANK"] == "1":
         os._exit(7)
     return real(*positional, **keywords)
-trainer.train_epoch = train_epoch
+engine.train_epoch = train_epoch
 options = TrainOptions(data=sys.argv[1], data_dir=sys.argv[2], out=sys.argv[2], batch_size=8, epochs=2, device="cpu")
 sys.exit(run_script(lambda: train(options)))
 """
