@@ -102,13 +102,14 @@ def test_fit_equals_a_plain_loop_over_epochs_with_any_loader_and_optimizer():
         losses, rate = [], halving.get_last_lr()[0]
         for inputs, labels in data:
             plain.zero_grad()
-            losses.append(loss(other(inputs), labels))
-            losses[-1].backward()
+            batch_loss = loss(other(inputs), labels)
+            batch_loss.backward()
             plain.step()
+            losses.append(batch_loss.item())
             halving.step()
         expected = evaluate(other, test)
         assert (row["epoch"], row["lr"]) == (epoch, rate)
-        assert row["train_loss"] == pytest.approx(sum(map(float, losses)) / len(losses), rel=1e-4)
+        assert row["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
         assert (row["test_loss"], row["test_accuracy"]) == pytest.approx((expected.loss, expected.accuracy), rel=1e-3)
 
 

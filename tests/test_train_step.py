@@ -35,9 +35,8 @@ def train_by_hand(model, optimizer, smoothing=0.0, device="cpu"):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_steps_equal_a_plain_eager_loop_with_torchs_adam(smoothing, decay, device):
     mine, theirs = network(device=device), network(device=device)
-    step = TrainStep(
-        mine, make_optimizer(mine, 0.01, decay), FP32, criterion=partial(F.cross_entropy, label_smoothing=smoothing)
-    )
+    criterion = partial(F.cross_entropy, label_smoothing=smoothing)
+    step = TrainStep(mine, make_optimizer(mine, 0.01, decay), FP32, criterion=criterion)
     losses = [step(*batch)[0].item() for batch in batches(device=device)]
     plain = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=decay, fused=False)
     assert losses == pytest.approx(train_by_hand(theirs, plain, smoothing, device), rel=1e-4)

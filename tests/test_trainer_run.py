@@ -10,6 +10,7 @@ from PIL import Image
 from fast_cifar import TrainOptions, build, engine, train
 from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
+from fast_cifar.train_step import TrainStep
 from fast_cifar.trainer import cycle_steps
 from tests.conftest import rows, silent, without_times
 
