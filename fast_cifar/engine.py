@@ -26,6 +26,7 @@ from fast_cifar.train_step import Criterion, TrainStep, memory_format_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Row = dict[str, Any]
+Evaluators = Mapping[str, "Callable[[], Evaluation] | None"]
 LOOK_EVERY = 1.0  # seconds between two looks of the progress bar at the loss: each look waits for the device
 
 
@@ -37,45 +38,34 @@ def fit(
     epochs: int,
     scheduler: LRScheduler | None = None,
     test_loader: Batches | None = None,
-    criterion: Criterion | None = None,
+    criterion: Criterion = F.cross_entropy,
     amp: bool = False,
-    amp_dtype: str = "auto",
     compile: bool = False,
-    on_epoch: Callable[[Row], None] | None = None,
-    on_step: Callable[[EpochMetrics], None] | None = None,
     step: TrainStep | None = None,
-    evaluators: Mapping[str, Callable[[], Evaluation] | None] | None = None,
+    evaluators: Evaluators | None = None,
     eval_every: int = 1,
     progress: Progress | None = None,
+    on_step: Callable[[EpochMetrics], None] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Trains `model` for `epochs` epochs and evaluates it after each.
+    """Trains for `epochs` epochs, evaluates after each, and returns a row of metrics for each; see `make_row`.
 
     Args:
-        model: from images to logits, on the device to use.
-        optimizer: holds the model's parameters.
-        loader: batches of (inputs, labels): a `DeviceLoader`, or any iterable with a length that can be iterated again.
-        epochs: of the whole run.
+        loader, test_loader: batches of (inputs, labels): a `DeviceLoader`, or any iterable with a length.
         scheduler: advanced after each update of the weights.
-        test_loader: evaluated after each epoch; without it the test fields are None.
-        criterion: from logits and labels to the mean loss; cross-entropy when not given.
-        amp, amp_dtype, compile: as the options of `run_train.py`.
-        on_epoch: called with each epoch's row.
-        on_step: called after each step with the epoch's metrics so far; it may raise to stop.
-        step: a prepared step of this model and optimiser, instead of criterion, amp, amp_dtype and compile.
-        evaluators: name of a split to what evaluates it, instead of `test_loader`; None for a split that is not.
+        criterion: from logits and labels to the mean loss.
+        amp, compile: as the options of `run_train.py`.
+        step: a prepared step of this model and optimiser, instead of criterion, amp and compile.
+        evaluators: for each split what evaluates it, instead of `test_loader`; None for one without evaluation.
         eval_every: evaluate every so many epochs, and after the last.
         progress: where to continue; it is kept up to date.
-
-    Returns:
-        A row an epoch: `epoch` (1-based), `lr` (of its last step), `train_loss`, `train_accuracy`, for each split
-        `SPLIT_loss` and `SPLIT_accuracy` (None where it was not evaluated), `images_per_second`, `seconds` (training
-        only), `evaluation_seconds`. Accuracies are in 0..1.
+        on_step: called after each step with the epoch's metrics so far; it may raise to stop.
+        on_epoch: called with each epoch's row.
     """
-    if step is None:
-        precision = resolve_precision(next(model.parameters()).device, amp, amp_dtype)
-        step = TrainStep(model, optimizer, precision, criterion=criterion or F.cross_entropy, compile=compile)
-        if evaluators is None and test_loader is not None:
-            evaluators = {"test": partial(evaluate, model, test_loader, precision, title="test")}
+    precision = resolve_precision(next(model.parameters()).device, amp, "auto")
+    step = step or TrainStep(model, optimizer, precision, criterion=criterion, compile=compile)
+    if evaluators is None:
+        evaluators = {"test": partial(evaluate, model, test_loader, precision) if test_loader is not None else None}
     if step.needs_warm_up:
         step.warm_up(*next(iter(loader)))
     progress = progress or Progress.start(next(model.parameters()).device)
@@ -83,15 +73,10 @@ def fit(
     for epoch in range(progress.epoch + 1, epochs + 1):
         if isinstance(loader, DeviceLoader):
             loader.set_epoch(epoch - 1)
-        metrics = train_epoch(
-            step, loader, scheduler, progress.metrics, on_step=on_step, title=f"epoch {epoch}/{epochs}"
-        )
-        started = time.perf_counter()
-        is_due = epoch % eval_every == 0 or epoch == epochs
-        results = {
-            split: evaluator() if evaluator and is_due else None
-            for split, evaluator in (evaluators or {"test": None}).items()
-        }
+        title = f"epoch {epoch}/{epochs}"
+        metrics = train_epoch(step, loader, scheduler, progress.metrics, on_step=on_step, title=title)
+        started, is_due = time.perf_counter(), epoch % eval_every == 0 or epoch == epochs
+        results = {split: run() if run is not None and is_due else None for split, run in evaluators.items()}
         row = make_row(epoch, metrics, results) | {"evaluation_seconds": time.perf_counter() - started}
         progress.finish_epoch()
         rows.append(row)
@@ -248,7 +233,13 @@ class Progress:
 
 
 def make_row(epoch: int, metrics: EpochMetrics, results: Mapping[str, Evaluation | None]) -> Row:
-    """The epoch's metrics over all processes, as `fit` describes them."""
+    """The row of an epoch, over all processes.
+
+    Returns:
+        `epoch` (1-based), `lr` (of its last step), `train_loss`, `train_accuracy`; of each split `SPLIT_loss` and
+        `SPLIT_accuracy`, None where it was not evaluated; `images_per_second`, `seconds` (training only). Accuracies
+        are in 0..1.
+    """
     metrics = metrics.over_all_processes()
     row: Row = {
         "epoch": epoch,
