@@ -38,7 +38,7 @@ def fit(
     epochs: int,
     scheduler: LRScheduler | None = None,
     test_loader: Batches | None = None,
-    criterion: Criterion = F.cross_entropy,
+    criterion: Criterion | None = None,
     amp: bool = False,
     compile: bool = False,
     step: TrainStep | None = None,
@@ -53,7 +53,7 @@ def fit(
     Args:
         loader, test_loader: batches of (inputs, labels): a `DeviceLoader`, or any iterable with a length.
         scheduler: advanced after each update of the weights.
-        criterion: from logits and labels to the mean loss.
+        criterion: from logits and labels to the mean loss; cross-entropy when not given.
         amp, compile: as the options of `run_train.py`.
         step: a prepared step of this model and optimiser, instead of criterion, amp and compile.
         evaluators: for each split what evaluates it, instead of `test_loader`; None for one without evaluation.
@@ -63,7 +63,7 @@ def fit(
         on_epoch: called with each epoch's row.
     """
     precision = resolve_precision(next(model.parameters()).device, amp, "auto")
-    step = step or TrainStep(model, optimizer, precision, criterion=criterion, compile=compile)
+    step = step or TrainStep(model, optimizer, precision, criterion=criterion or F.cross_entropy, compile=compile)
     if evaluators is None:
         evaluators = {"test": partial(evaluate, model, test_loader, precision) if test_loader is not None else None}
     if step.needs_warm_up:
