@@ -113,7 +113,7 @@ class Setup:
             self.precision,
             label_smoothing=options.label_smoothing,
             compile=options.compile,
-            network=self.distributed.parallel(model),
+            network=self.distributed.wrap(model),
             average=average,
             graph=self.distributed.size == 1,
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fast_cifar.optimizer import WeightEMA, create_state, is_capturable
-from fast_cifar.system.device import Precision, capture, side_stream, synchronize
+from fast_cifar.system.device import Precision, capture_graph, side_stream, synchronize
 
 
 def memory_format_of(model: nn.Module) -> torch.memory_format:
@@ -189,7 +189,7 @@ class _StepGraph:
         def work() -> None:
             self._results = update(self._inputs, self._labels)
 
-        self._run = capture(work)
+        self._run = capture_graph(work)
 
     def fits(self, inputs: Tensor) -> bool:
         return inputs.shape == self._inputs.shape

@@ -215,7 +215,7 @@ class Run:
         self.multiplier = one_cycle(total, peak, options.lr_min, options.lr_max)
         self.state = RunState(setup, parts, options, folder, self.multiplier, log)
         self.distributed = setup.distributed
-        self.stop = StopRequest(self.distributed.any)
+        self.stop = StopRequest(self.distributed.any_rank)
         self.save_seconds = 0.0
         self.history: list[dict[str, Any]] = []
 

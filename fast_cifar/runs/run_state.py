@@ -164,7 +164,7 @@ class RunState:
         self.scheduler.load_state_dict(contents["scheduler"])
         if parts.step.scaler.is_enabled():
             parts.step.load_scaler(contents["scaler"])
-        set_random_state(device, contents["random_state"])
+        set_random_state(contents["random_state"], device)
         self.best, self.epoch = contents["best"], contents["epoch"]
         self.metrics.load_state_dict(contents["metrics"])
         if not self._world.is_main:  # rank 0 takes over what all had come to
