@@ -12,13 +12,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fast_cifar.build import eval_loader, limited, to_device
 from fast_cifar.command_line import Parser
-from fast_cifar.custom_resnet import probabilities
+from fast_cifar.custom_resnet import CustomResNet, probabilities
 from fast_cifar.data.image_folder import read_image
 from fast_cifar.data.load import load_dataset
 from fast_cifar.data.splits import Split
@@ -45,7 +46,7 @@ def predict(path: str | Path, images: Sequence[str | Path], device: str = "auto"
     """
     place = resolve_device(device)
     contents = checkpoint.load(path)
-    model = checkpoint.network_of(contents, path).to(place)
+    model = network_of(contents, path).to(place)
     pictures = torch.stack([torch.from_numpy(read_image(image, resize=True)) for image in images])
     unknown = torch.zeros(len(pictures), dtype=torch.int64)
     precision = resolve_precision(place, amp=False, amp_dtype="auto")
@@ -64,7 +65,7 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
     options.check()
     path = options.eval_only
     contents = checkpoint.load(path)
-    model = checkpoint.network_of(contents, path)
+    model = network_of(contents, path)
     device = resolve_device(options.device)
     precision = resolve_precision(device, options.amp, options.amp_dtype)
     # What was not said anew is as it was in training, so that the answer is the one that training gave.
@@ -83,6 +84,18 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
     loader = eval_loader(test, options.batch_size, device, precision, contents["mean"], contents["std"])
     with explain_out_of_memory(options.batch_size):
         return evaluate(to_device(model, options, device), loader, precision, tta=options.tta, title="test")
+
+
+def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:
+    """The network of a loaded checkpoint, with its weights.
+
+    Raises:
+        UserError: the weights do not fit a `CustomResNet` with the checkpoint's classes and width.
+    """
+    options = contents["options"]
+    model = CustomResNet(len(contents["classes"]), options["dropout"], options["width"])
+    checkpoint.load_weights(model, contents["model"], path)
+    return model
 
 
 def _first(classes: list[str]) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fast_cifar.optimizer import WeightEMA, create_state, is_capturable
-from fast_cifar.system.device import Precision, capture, side_stream, synchronize
+from fast_cifar.system.device import (
+    Precision,
+    capture_graph,
+    random_state,
+    set_random_state,
+    side_stream,
+    synchronize,
+)
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -184,7 +189,7 @@ class _StepGraph:
         def work() -> None:
             self._results = update(self._inputs, self._labels)
 
-        self._run = capture(work)
+        self._run = capture_graph(work)
 
     def fits(self, inputs: Tensor) -> bool:
         return inputs.shape == self._inputs.shape
@@ -212,7 +217,7 @@ def preserve_state(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     groups = [
         {key: _frozen(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
     ]
-    random_state = _random_state()
+    random_numbers = random_state()
     try:
         yield
     finally:
@@ -230,7 +235,7 @@ def preserve_state(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
                 del optimizer.state[parameter]
         for group, saved_group in zip(optimizer.param_groups, groups, strict=True):
             _restore(group, {"params": group["params"]} | saved_group)
-        _set_random_state(random_state)
+        set_random_state(random_numbers)
 
 
 def _frozen(value: Any) -> Any:
@@ -249,23 +254,3 @@ def _restore(live: dict, saved: dict) -> None:
                 target.copy_(value)
         else:
             live[key] = value
-
-
-def _random_state() -> dict[str, Any]:
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-        "numpy": np.random.get_state(),  # noqa: NPY002 - the global state is what has to be left alone
-        "python": random.getstate(),
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if state["mps"] is not None:
-        torch.mps.set_rng_state(state["mps"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    random.setstate(state["python"])

@@ -62,7 +62,7 @@ class SmallNetwork(nn.Module):
 
 @pytest.fixture
 def small_network(monkeypatch):
-    for module in ("build", "runs.checkpoint"):
+    for module in ("build", "predict"):
         monkeypatch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
 
 

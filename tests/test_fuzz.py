@@ -179,7 +179,7 @@ def outcome(action, names, case):
 @pytest.fixture(scope="module", autouse=True)
 def quick_and_small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("build", "runs.checkpoint"):
+        for module in ("build", "predict"):
             patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
         patch.setattr("fast_cifar.system.device.has_compiler", lambda: False)
         place = (
@@ -375,14 +375,14 @@ def test_no_pickle_in_a_file_of_ours_is_run(interrupted, tmp_path, class_folder,
     crater = tmp_path / "harm"
     for key in [*sound[0], "other"]:
         torch.save(sound[0] | {key: Harm(crater)}, tmp_path / "last.pt")
-        with pytest.raises(UserError, match=r"last\.pt is no readable checkpoint"):
+        with pytest.raises(UserError, match=r"last\.pt is not a readable checkpoint"):
             checkpoint.load_training(tmp_path / "last.pt")
     for key in [*sound[1], "other"]:
         torch.save(sound[1] | {key: Harm(crater)}, cache)
         assert len(load_dataset(class_folder, tmp_path / "data").train) == 24
     for path in (tmp_path / "last.pt", cache):
         path.write_bytes(pickle.dumps(Harm(crater)))
-    with pytest.raises(UserError, match=r"last\.pt is no readable checkpoint"):
+    with pytest.raises(UserError, match=r"last\.pt is not a readable checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
     load_dataset(class_folder, tmp_path / "data")
     assert not crater.exists()

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from fast_cifar import predict
+from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.trainer import train
 
 
@@ -12,6 +13,14 @@ from fast_cifar.trainer import train
 def trained(small_network, quick, tmp_path):
     train(quick(out=str(tmp_path), name="a", epochs=6, lr_max=0.05), log=lambda line: None)
     return tmp_path / "a/best.pt"
+
+
+def test_the_network_has_the_width_it_was_trained_with():
+    torch.manual_seed(0)
+    model = CustomResNet(width=8)
+    contents = {"classes": ["a"] * 10, "options": {"dropout": 0.0, "width": 8}, "model": model.state_dict()}
+    rebuilt = predict.network_of(contents, "x.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), rebuilt.parameters(), strict=True))
 
 
 def colour(path, rgb, size=(32, 32)):

@@ -32,7 +32,7 @@ from tests.helpers import fake_cifar
 from tests.conftest import SmallNetwork, silent
 
 patch = pytest.MonkeyPatch()
-for module in ("build", "runs.checkpoint"):
+for module in ("build", "predict"):
     patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
 if len(sys.argv) > 1:
     fake_cifar.publish(patch, "cifar10", open(sys.argv[1], "rb").read())
@@ -137,7 +137,7 @@ def test_two_that_download_the_same_archive_first_fetch_it_once(together, recipe
 
 def test_a_cache_that_is_being_replaced_is_read_whole(tmp_path):
     """Each data set holds one number only, so that a mixture of two, or a part of one, would show."""
-    path = tmp_path / "cache" / "pictures.pt"
+    path, keys = tmp_path / "cache" / "pictures.pt", {"train": "key", "test": "key"}
     over = threading.Event()
 
     def dataset(number: int) -> Dataset:
@@ -148,16 +148,16 @@ def test_a_cache_that_is_being_replaced_is_read_whole(tmp_path):
         for number in range(start, 256, 2):
             if over.is_set():
                 return
-            cache.save(path, "key", dataset(number))
+            cache.save(path, keys, dataset(number))
 
-    cache.save(path, "key", dataset(0))
+    cache.save(path, keys, dataset(0))
     writers = [threading.Thread(target=write, args=(start,)) for start in (0, 1)]
     for writer in writers:
         writer.start()
     seen = set()
     try:
         while any(writer.is_alive() for writer in writers) and len(seen) < 20:
-            loaded = cache.load(path, "key")
+            loaded = cache.load(path, keys)
             splits = (loaded.train, loaded.test)
             values = {value for split in splits for value in torch.cat([split.images.flatten(), split.labels]).tolist()}
             assert len(values) == 1

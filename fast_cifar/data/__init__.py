@@ -1,1 +1,1 @@
-"""Data sets from anywhere as uint8 tensors: archives, image folders, a synthetic set, splits, and the cache."""
+"""Data sets as uint8 tensors: official archives, image folders, the synthetic set; their splits and their cache."""

@@ -1,8 +1,9 @@
-"""Decoded data sets kept on disk, so that pictures are decoded once."""
+"""Decoded data sets kept on disk, so that images are decoded once."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,58 +12,47 @@ from fast_cifar.data.splits import Dataset, Split
 from fast_cifar.system.errors import UserError
 from fast_cifar.system.files import atomic_write, is_whole
 
-FORMAT = "fast_cifar data 1"
+FORMAT = "fast_cifar data 2"
+REMEDY = "fix that or choose another --data-dir"
 
 
-def load(path: Path, key: str) -> Dataset | None:
-    """The data set that `save` left at `path` under the same key.
+def load(path: Path, keys: Mapping[str, str]) -> Dataset | None:
+    """The data set that `save` wrote to `path`.
+
+    Args:
+        keys: for each wanted split ("train", and "test" if the test images are wanted) the key that it was saved with.
+            A file that also holds a split that is not wanted is fine.
 
     Returns:
-        None when there is none, when it has another key, or when the file is damaged: it is then to be made again.
+        None if the file is missing or damaged, or if a wanted split is missing or has another key.
     """
     if not os.path.isfile(path) or not is_whole(path):
         return None
     try:
         stored = torch.load(path, weights_only=True)
-    except Exception:  # torch promises nothing about what a damaged file raises, and any damage has the same remedy
+    except Exception:  # a damaged file can make torch raise almost anything
         return None
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT or stored.get("key") != key:
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT or not keys.items() <= stored["keys"].items():
         return None
-    return Dataset(stored["name"], Split(**stored["train"]), Split(**stored["test"]), stored["classes"])
+    splits = {name: Split(**stored[name]) for name in keys}
+    return Dataset(stored["name"], splits["train"], splits.get("test"), stored["classes"])
 
 
-def save(path: Path, key: str, dataset: Dataset) -> None:
-    """Keeps a data set for `load`; no other process ever reads a part of it.
+def save(path: Path, keys: Mapping[str, str], dataset: Dataset) -> None:
+    """Writes a data set for `load`; no other process ever sees a part of it.
+
+    Args:
+        keys: a key for each of its splits; a changed key makes the file useless.
 
     Raises:
-        UserError: the folder cannot be made or written to.
+        UserError: the folder cannot be created or written to.
     """
+    splits = {name: vars(getattr(dataset, name)) for name in keys}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            torch.save({"format": FORMAT, "key": key, **_contents(dataset)}, file)
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch.save
+            contents = {"format": FORMAT, "keys": dict(keys), "name": dataset.name, "classes": dataset.classes}
+            torch.save(contents | splits, file)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
-        raise UserError(f"cannot write {path} ({reason}); mend that or give another --data-dir") from error
-
-
-def require_writable(folder: Path) -> None:
-    """Finds out, before minutes of work and without making anything, whether `folder` can be made and written to.
-
-    Raises:
-        UserError: it cannot.
-    """
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
-    if not nearest.is_dir():
-        raise UserError(f"{nearest} is not a folder, so nothing can be kept in it; give another --data-dir")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{nearest} cannot be written to; change its permissions or give another --data-dir")
-
-
-def _contents(dataset: Dataset) -> dict[str, object]:
-    return {
-        "name": dataset.name,
-        "train": {"images": dataset.train.images, "labels": dataset.train.labels},
-        "test": {"images": dataset.test.images, "labels": dataset.test.labels},
-        "classes": dataset.classes,
-    }
+        raise UserError(f"cannot write {path} ({reason}); {REMEDY}") from error

@@ -1,4 +1,4 @@
-"""Fetches one archive: resumes where it stopped, tries the next mirror, and never passes on unverified bytes."""
+"""Downloads an archive: resumes an interrupted download, tries one mirror after another, and verifies the checksum."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from fast_cifar.system.errors import UserError
 if os.name == "posix":
     import fcntl
 
-TIMEOUT = 30.0  # seconds without a byte before a connection counts as dropped
-RETRIES = 5  # connections in a row that may bring nothing, once something has come
-PAUSE = 2.0  # seconds before the next of them
+TIMEOUT = 30.0  # seconds without a byte after which a connection counts as dropped
+RETRIES = 5  # connections in a row that may bring nothing new, once the server has sent something
+PAUSE = 2.0  # seconds before reconnecting
 CHUNK = 1 << 16
 
 
 class TransferError(Exception):
-    """Why a server did not deliver; the next one may."""
+    """A server did not deliver the archive; the next one may."""
 
 
 def download(urls: Sequence[str], path: Path, md5: str) -> None:
-    """Downloads an archive to `path` from the first of several servers that has it.
+    """Downloads an archive to `path` from the first of several servers that delivers it.
 
-    The bytes gather in `<path>.part`, which outlives an interruption: the next attempt, in this process or a later one
-    and from any of the servers, asks for what is missing. Only when their MD5 is right are they renamed to `path`.
-    A second process that wants the same archive waits, and takes what the first one fetched.
+    The bytes are collected in `<path>.part`, which survives an interruption: the next attempt, in this process or a
+    later one and from any of the servers, requests only what is missing. The file is renamed to `path` once its MD5 is
+    right. A second process that needs the same archive waits, and uses the one that the first has downloaded.
 
     Args:
-        urls: full http or https addresses of the archive, tried in order.
-        path: where the archive goes; its folder is made when it is missing.
+        urls: full http or https URLs of the archive, tried in order.
+        path: where the archive goes; its folder is created if it is missing.
         md5: the archive's checksum, in hexadecimal.
 
     Raises:
-        UserError: an address is malformed, no server delivered the archive, it cannot be written, or another process
-            writes it where that cannot be locked out.
+        UserError: a URL is malformed, no server delivered the archive, it cannot be written, or another process is
+            writing it on a file system that cannot lock folders.
     """
     for url in urls:
         _require_web_address(url)
@@ -54,7 +54,7 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
     failures = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone_in(path.parent):
+        with _locked(path.parent):
             if path.exists():
                 return
             for url in urls:
@@ -66,9 +66,9 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
                     part.replace(path)
                     return
     except OSError as error:
-        raise UserError(f"cannot write {part} ({_reason(error)}); mend that or give another --data-dir") from error
+        raise UserError(f"cannot write {part} ({_reason(error)}); fix that or choose another --data-dir") from error
     raise UserError(
-        f"cannot download {path.name} ({'; '.join(failures)}); go on with --mirror URL (another server), "
+        f"cannot download {path.name} ({'; '.join(failures)}); continue with --mirror URL (another server), "
         f"--data /path/to/{path.name} (a copy you have) or --data synthetic (no download)"
     )
 
@@ -80,11 +80,11 @@ def file_md5(path: Path) -> str:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes from downloading into `folder` meanwhile, where its file system can lock a folder.
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from downloading into `folder` at the same time, if its file system can lock folders.
 
-    Where it cannot (Windows, some network drives), two that fetch the same archive at once write into the same `.part`.
-    Each finds that out by the length of it and ends with an error; started again, it goes on from there or anew.
+    If it cannot (Windows, some network drives), two processes that download the same archive at once write to the same
+    `.part`. Each notices this by the file's length and ends with an error; started again, it resumes or starts over.
     """
     if os.name != "posix":
         yield
@@ -109,25 +109,25 @@ def _require_web_address(url: str) -> None:
 
 
 def _fetch_verified(url: str, part: Path, md5: str) -> None:
-    """Completes `part` from one server; bytes found there that prove wrong are given up for a fresh start, once."""
+    """Completes `part` from one server; if resuming gives a wrong checksum, starts over once."""
     resumed = _size(part) > 0
     try:
         _fetch(url, part)
     except TransferError:
-        if part.exists() and file_md5(part) == md5:  # it is whole, and the server was wrong about its length
+        if part.exists() and file_md5(part) == md5:  # it is complete, and the server was wrong about its length
             return
         raise
     if file_md5(part) == md5:
         return
     part.unlink()
     if not resumed:
-        raise TransferError("it sent something else than the archive (wrong MD5)")
+        raise TransferError("it sent something other than the archive (wrong MD5)")
     _fetch_verified(url, part, md5)
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Connects again after a drop, as long as that brings bytes never reached before."""
-    farthest, patience = _size(part), 0
+    """Reconnects after a dropped connection, until `RETRIES` connections in a row have brought nothing new."""
+    farthest, retries = _size(part), 0
     with tqdm(desc=part.stem, unit="B", unit_scale=True, disable=None) as bar:
         while True:
             try:
@@ -135,19 +135,19 @@ def _fetch(url: str, part: Path) -> None:
                 return
             except TransferError:
                 if _size(part) > farthest:
-                    farthest, patience = _size(part), RETRIES
-                elif patience == 0:
+                    farthest, retries = _size(part), RETRIES
+                elif retries == 0:
                     raise
                 else:
-                    patience -= 1
+                    retries -= 1
             time.sleep(PAUSE)
 
 
 def _receive(url: str, part: Path, bar: tqdm) -> None:
-    """One connection: adds to `part` what the server sends, until the end of the archive.
+    """Makes one connection and appends what the server sends to `part`.
 
     Raises:
-        TransferError: the server refused, stalled, or hung up early.
+        TransferError: the server refused, stalled, or closed the connection early.
         OSError: `part` cannot be written.
     """
     offset = _size(part)
@@ -162,22 +162,22 @@ def _receive(url: str, part: Path, bar: tqdm) -> None:
             _append(response, part, bar, start, total)
     if start not in (0, offset):
         if offset == 0:
-            raise TransferError("it sent a part of the archive when asked for all of it")
+            raise TransferError("it sent a part of the archive instead of all of it")
         _receive(url, part, bar)
     elif total is not None and _size(part) < total:
         raise TransferError(f"the connection broke off after {_size(part):,} of {total:,} bytes, which are kept")
 
 
 def _append(response: http.client.HTTPResponse, part: Path, bar: tqdm, start: int, total: int | None) -> None:
+    """Appends a response that begins at byte `start`; refuses to mix it with the bytes of another process."""
     bar.reset(total)
     bar.initial = bar.n = bar.last_print_n = start
     bar.refresh()
-    """Adds what is left of an answer; refuses to mix it with what another process adds."""
     with part.open("ab") as file:
         reached = start
         while chunk := _read(response):
             if os.fstat(file.fileno()).st_size != reached:
-                raise UserError(f"another process is writing {part}, too; when it has ended, start this one again")
+                raise UserError(f"another process is writing {part} too; start this one again when it has ended")
             file.write(chunk)
             file.flush()
             reached += len(chunk)
@@ -185,7 +185,7 @@ def _append(response: http.client.HTTPResponse, part: Path, bar: tqdm, start: in
 
 
 def _request(url: str, offset: int) -> http.client.HTTPResponse | None:
-    """Asks for the archive from byte `offset` on; None when the server says that there is nothing beyond it."""
+    """Requests the archive from byte `offset` on; None if the server says that there is nothing beyond it."""
     headers = {"User-Agent": "fast_cifar", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -208,7 +208,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where in the archive the server's answer begins (-1: it does not say), and how long the archive is, if known."""
+    """The byte of the archive at which the response begins (-1 if unknown), and the archive's length, if known."""
     if response.headers.get_content_type() == "text/html":
         raise TransferError("it sent a web page instead of the archive")
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
@@ -229,8 +229,8 @@ def _reason(error: Exception) -> str:
 
 
 def _one_line(error: TransferError) -> str:
-    """What happened, of which a part may be a server's own words: no line breaks, nothing that drives a terminal."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    """The error's message on one line, without control characters: parts of it may come from the server."""
+    printable = "".join(character if character.isprintable() else " " for character in str(error))
     return textwrap.shorten(printable, 200, placeholder=" ...")
 
 

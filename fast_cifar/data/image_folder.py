@@ -1,14 +1,15 @@
-"""A folder of images, `train/<class>/*.png|jpg` and `test/<class>/*`: listed, decoded once, and kept in the cache.
+"""A folder of images, `train/<class>/*.png|jpg` and `test/<class>/*`: listed, decoded once, and cached.
 
-`read_image` decodes one image file of any kind to what the network takes.
+`read_image` decodes one image file of any kind to the network's size and format.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +22,14 @@ from tqdm import tqdm
 
 from fast_cifar.data import cache
 from fast_cifar.data.splits import Dataset, Split
+from fast_cifar.options import SIZE
 from fast_cifar.system.errors import UserError
+from fast_cifar.system.files import require_writable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUT = "an image folder holds train/<class>/*.png|jpg and test/<class>/*"
-THREADS = 8  # more would only wait for Python's lock
-BLOCK = 32  # images a thread decodes between two looks at the progress bar
-SIZE = 32
+THREADS = 8  # more would only wait for Python's global interpreter lock
+BLOCK = 32  # images that a thread decodes between two updates of the progress bar
 
 
 class ImageFile(NamedTuple):
@@ -39,43 +41,44 @@ class ImageFile(NamedTuple):
 Listing = dict[str, dict[str, list[ImageFile]]]  # split -> class -> images, all sorted by name
 
 
-def load_folder(folder: Path, data_dir: Path, *, resize: bool = False) -> Dataset:
-    """Loads a class folder, from the cache when neither a file in it nor `resize` has changed since it was decoded.
+def load_folder(folder: Path, data_dir: Path, splits: Sequence[str], *, resize: bool = False) -> Dataset:
+    """Loads an image folder, from the cache if neither its files nor `resize` have changed since they were decoded.
 
-    Nothing is ever written into the folder: when `data_dir` lies inside it, the images are decoded every time.
+    Nothing is ever written into the folder: if `data_dir` lies inside it, the images are decoded every time.
 
     Args:
-        folder: holds `train/<class>/` and `test/<class>/`. Hidden files and files of another kind are passed over.
+        folder: holds `train/<class>/` and `test/<class>/`. Hidden files and files of other kinds are ignored.
         data_dir: the cache goes to `data_dir/cache`.
+        splits: to load: "train", and "test" if the test images are wanted.
         resize: crop and scale the images that are not 32x32, instead of refusing them; see `read_image`.
 
     Returns:
         The data set, classes sorted by name and images sorted by class and name.
 
     Raises:
-        UserError: a split or its images are missing, fewer than two classes, classes that differ between the splits, an
-            image that cannot be used, or a `data_dir` that cannot be written to.
+        UserError: a split or its images are missing, there are fewer than two classes, the splits have different
+            classes, an image cannot be used, or `data_dir` cannot be written to.
     """
-    listing = _list_folder(folder)
-    place = os.path.abspath(folder)
-    name = os.path.basename(place)
-    stored = data_dir / "cache" / f"{name[:40]}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.pt"
-    key = _fingerprint(listing, resize)
-    if dataset := cache.load(stored, key):
+    listing = _list_folder(folder, splits)
+    absolute = os.path.abspath(folder)
+    name = os.path.basename(absolute)
+    stored = data_dir / "cache" / f"{name[:40]}-{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:12]}.pt"
+    keys = {split: _fingerprint(classes, resize) for split, classes in listing.items()}
+    if dataset := cache.load(stored, keys):
         return dataset
     if Path(os.path.realpath(data_dir)).is_relative_to(os.path.realpath(folder)):
         return _decode_folder(name, folder, listing, resize)
-    cache.require_writable(stored.parent)
+    require_writable(stored.parent, cache.REMEDY)
     dataset = _decode_folder(name, folder, listing, resize)
-    cache.save(stored, key, dataset)
+    cache.save(stored, keys, dataset)
     return dataset
 
 
-def _list_folder(folder: Path) -> Listing:
+def _list_folder(folder: Path, splits: Sequence[str]) -> Listing:
     try:
-        listing = {split: _list_split(folder, split) for split in ("train", "test")}
+        listing = {split: _list_split(folder, split) for split in splits}
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); mend that or delete it") from error
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); fix that or delete it") from error
     _check_classes(folder, listing)
     return listing
 
@@ -104,10 +107,10 @@ def _visible(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _check_classes(folder: Path, listing: Listing) -> None:
-    for split, other in (("train", "test"), ("test", "train")):
-        if alone := sorted(listing[split].keys() - listing[other].keys()):
+    for split, other in itertools.permutations(listing, 2):
+        if missing := sorted(listing[split].keys() - listing[other].keys()):
             raise UserError(
-                f"{folder / split} has the class {alone[0]!r} and {folder / other} has not; both need the same"
+                f"{folder / split} has the class {missing[0]!r} and {folder / other} has not; both need the same"
             )
     if len(listing["train"]) < 2:
         only = next(iter(listing["train"]))
@@ -118,21 +121,20 @@ def _check_classes(folder: Path, listing: Listing) -> None:
                 raise UserError(f"{folder / split / name} has no png or jpg images; add some or delete the class")
 
 
-def _fingerprint(listing: Listing, resize: bool) -> str:
+def _fingerprint(classes: dict[str, list[ImageFile]], resize: bool) -> str:
     digest = hashlib.sha256(f"resize={resize}".encode())
-    for split, classes in listing.items():
-        for name, images in classes.items():
-            digest.update(os.fsencode(f"\n{split}/{name}"))
-            for image in images:
-                digest.update(os.fsencode(f"\n{image.name}/{image.bytes}/{image.modified_ns}"))
+    for name, images in classes.items():
+        digest.update(os.fsencode(f"\n{name}/"))
+        for image in images:
+            digest.update(os.fsencode(f"\n{image.name}/{image.bytes}/{image.modified_ns}"))
     return digest.hexdigest()
 
 
 def _decode_folder(name: str, folder: Path, listing: Listing, resize: bool) -> Dataset:
     total = sum(len(images) for classes in listing.values() for images in classes.values())
     with tqdm(total=total, desc="decoding", unit=" images", disable=None) as bar:
-        train, test = (_decode_split(folder / split, classes, resize, bar) for split, classes in listing.items())
-    return Dataset(name, train, test, list(listing["train"]))
+        splits = {split: _decode_split(folder / split, classes, resize, bar) for split, classes in listing.items()}
+    return Dataset(name, splits["train"], splits.get("test"), list(listing["train"]))
 
 
 def _decode_split(root: Path, classes: dict[str, list[ImageFile]], resize: bool, bar: tqdm) -> Split:
@@ -163,8 +165,8 @@ def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
 
     Args:
         path: a file of any format that Pillow reads.
-        resize: turn the image upright as its EXIF data say, crop the largest square from its centre, and scale that to
-            32x32, up or down, with antialiasing.
+        resize: rotate the image as its EXIF orientation says, crop the largest square from its centre, and scale that
+            to 32x32, up or down, with antialiasing.
 
     Returns:
         uint8 [32, 32, 3].
@@ -179,7 +181,7 @@ def read_image(path: str | Path, *, resize: bool = False) -> np.ndarray:
             if image.size == (SIZE, SIZE):
                 return np.array(_rgb(image))
             width, height = image.size
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
+    except Exception as error:  # a damaged file can make Pillow raise almost anything
         raise UserError(f"{path} {_fault(path, error)}") from error
     raise UserError(f"{path} is {width}x{height} pixels, not {SIZE}x{SIZE}; --resize crops and scales every image")
 
@@ -193,13 +195,13 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _resized(image: Image.Image) -> Image.Image:
-    image.draft("RGB", (4 * SIZE, 4 * SIZE))  # a large JPEG is decoded at a fraction of its size
+    image.draft("RGB", (4 * SIZE, 4 * SIZE))  # decodes a large JPEG at a fraction of its size
     return ImageOps.fit(_rgb(ImageOps.exif_transpose(image)), (SIZE, SIZE), Image.Resampling.BICUBIC)
 
 
 def _fault(path: str | Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read ({error.strerror}); mend that or delete it"
+        return f"cannot be read ({error.strerror}); fix that or delete it"
     size = os.path.getsize(path)
     if size == 0:
         return "is empty; replace it or delete it"

@@ -1,4 +1,4 @@
-"""Where images come from: the official archives, a folder of images, or the built-in synthetic set."""
+"""Loading a data set by its name or path: the official archives, a folder of images, or the synthetic set."""
 
 from __future__ import annotations
 
@@ -28,44 +28,46 @@ def load_dataset(
     """Loads a data set into memory.
 
     Args:
-        name_or_path: "cifar10" or "cifar100" (downloaded when not yet in `data_dir`), "synthetic" (made from a seed), a
-            folder with `train/<class>/*.png|jpg` and `test/<class>/*`, or a copy of the official
-            `cifar-10-python.tar.gz` or `cifar-100-python.tar.gz` under any name.
-        data_dir: where downloads and decoded images are kept; made when something is first kept in it.
+        name_or_path: "cifar10" or "cifar100" (downloaded if not yet in `data_dir`), "synthetic" (generated), a folder
+            with `train/<class>/*.png|jpg` and `test/<class>/*`, or a copy of the official `cifar-10-python.tar.gz` or
+            `cifar-100-python.tar.gz` under any name.
+        data_dir: where downloads and decoded images are kept; created when the first file is written to it.
         mirrors: full URLs of the official archive, tried in order instead of the official server.
         resize: crop and scale the images of a folder that are not 32x32, instead of refusing them.
+        test: load the test images too. Without them, an image folder needs no `test/`.
 
     Returns:
         The data set; its images are uint8 [N, 32, 32, 3].
 
     Raises:
-        UserError: there are no such data, they are damaged or unsuitable, or they cannot be downloaded or kept.
+        UserError: there is no such data set, it is damaged or unsuitable, or it cannot be downloaded or cached.
     """
     if not test:
         return dataclasses.replace(load_dataset(name_or_path, data_dir, mirrors=mirrors, resize=resize), test=None)
     name, data_dir = str(name_or_path), Path(data_dir)
+    splits = ("train", "test") if test else ("train",)
     if name in cifar.SIZES:
-        return cifar.load_official(name, data_dir, mirrors)
+        return cifar.load_official(name, data_dir, mirrors, splits)
     if name == "synthetic":
-        return _synthetic()
+        return _synthetic(test)
     if os.path.isdir(name):
-        return image_folder.load_folder(Path(name), data_dir, resize=resize)
+        return image_folder.load_folder(Path(name), data_dir, splits, resize=resize)
     if os.path.isfile(name):
-        return cifar.load_local(Path(name), data_dir)
+        return cifar.load_local(Path(name), data_dir, splits)
     raise UserError(_unknown(name))
 
 
-def _synthetic() -> Dataset:
-    train = Split(*synthetic.generate(SYNTHETIC_TRAIN, seed=0))
-    test = Split(*synthetic.generate(SYNTHETIC_TEST, seed=1))
-    return Dataset("synthetic", train, test, list(synthetic.CLASSES))
+def _synthetic(test: bool) -> Dataset:
+    train_split = Split(*synthetic.generate(SYNTHETIC_TRAIN, seed=0))
+    test_split = Split(*synthetic.generate(SYNTHETIC_TEST, seed=1)) if test else None
+    return Dataset("synthetic", train_split, test_split, list(synthetic.CLASSES))
 
 
 def count_classes(name_or_path: str | Path) -> int:
-    """How many classes the data have, without loading them: a local archive is taken for CIFAR-10.
+    """The number of classes, without loading the data; a local archive is assumed to be CIFAR-10.
 
     Raises:
-        UserError: there are no such data.
+        UserError: there is no such data set.
     """
     name = str(name_or_path)
     if name in ("cifar10", "cifar100", "synthetic"):
@@ -79,6 +81,6 @@ def count_classes(name_or_path: str | Path) -> int:
 
 def _unknown(name: str) -> str:
     return (
-        f"no data called {name!r}: give cifar10, cifar100, synthetic, the path of an image folder, "
+        f"there is no data set {name!r}: give cifar10, cifar100, synthetic, the path of an image folder, "
         "or the path of cifar-10-python.tar.gz"
     )

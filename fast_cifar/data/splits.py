@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded, and how a part of one is chosen."""
+"""Loaded data sets, and how a class-balanced part of one is chosen."""
 
 from __future__ import annotations
 
@@ -23,26 +23,29 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split over the same classes; `name` is short enough to show and to name a run by."""
+    """A training and a test split with the same classes; `test` is None if the test images were not loaded.
+
+    `name` is short enough to show and to name a run after.
+    """
 
     name: str
     train: Split
-    test: Split
+    test: Split | None
     classes: list[str]
 
 
 def balanced_subset(split: Split, n: int) -> Split:
-    """`n` images of the split, as many of each class as can be, in the split's own order.
+    """`n` images of the split, equally many of each class if possible, in the split's own order.
 
-    The choice is fixed: it depends on the labels and `n` alone, whatever the run's seed, and a smaller subset lies
-    inside a larger one. Where `n` is no multiple of the class count, or a class has too few images, the others fill up.
+    The choice depends on the labels and `n` alone, not on the run's seed, and a smaller subset lies inside a larger
+    one. If `n` is not a multiple of the number of classes, or a class has too few images, other classes fill up.
 
     Args:
         split: the images to choose from.
-        n: how many; at least one image a class. As many as there are, or more, means all.
+        n: at least the number of classes; as many images as the split has, or more, means all.
 
     Raises:
-        UserError: `n` is too small to hold every class.
+        UserError: `n` is smaller than the number of classes.
     """
     if n >= len(split):
         return split
@@ -55,20 +58,20 @@ def balanced_subset(split: Split, n: int) -> Split:
 
 
 def hold_out(split: Split, n: int) -> tuple[Split, Split]:
-    """Divides a split into what remains and `n` images held out, as many of each class as can be.
+    """Divides a split into a training part and `n` held-out images, equally many of each class if possible.
 
-    The choice is fixed, as in `balanced_subset`, and both sides keep the split's own order.
+    The choice depends on the labels and `n` alone, and both parts keep the split's own order.
 
     Returns:
         (train, val), with len(val) == n.
 
     Raises:
-        UserError: a class would have no image left on one of the two sides.
+        UserError: a class would have no image in one of the two parts.
     """
     order = _round_robin(split.labels)
     least, most = _class_count(split.labels), _before_first_exhausted(split.labels[order])
     if most < least:
-        raise UserError(f"--val-split {n} needs two training images of every class, and a class has only one")
+        raise UserError(f"--val-split {n} needs at least two training images of every class, and a class has only one")
     if not least <= n <= most:
         raise UserError(
             f"--val-split {n} would leave a class empty; give {least} to {most} for these {len(split)} images"
@@ -86,7 +89,7 @@ def _class_count(labels: Tensor) -> int:
 
 
 def _round_robin(labels: Tensor) -> Tensor:
-    """All indices, int64 [N]: one of each class, then a second of each, and so on, in a fixed random order."""
+    """All indices, int64 [N], in a fixed random order: one image of each class, then a second of each, and so on."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     counts = labels.bincount()
@@ -95,6 +98,6 @@ def _round_robin(labels: Tensor) -> Tensor:
 
 
 def _before_first_exhausted(labels: Tensor) -> int:
-    """How many leading labels can be taken away before some class is gone from the rest."""
+    """How many leading labels can be removed before some class is missing from the rest."""
     last_of_class = {label: i for i, label in enumerate(labels.tolist())}
     return min(last_of_class.values())

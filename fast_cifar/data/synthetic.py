@@ -1,8 +1,8 @@
 """The built-in data set: ten shapes in random colours, textures, sizes, places and rotations, 32x32.
 
-Nothing is downloaded. What varies is drawn once as plain tensors (a `_Scene`), and rendering is a pure function of it.
-Every shape is its own mirror image, so a horizontal flip keeps the class; it is always brighter than its background, by
-an amount and in hues that say nothing of the class. A linear classifier on pixels reaches about 27 %.
+Nothing is downloaded. All random choices are drawn first, as plain tensors (a `_Scene`); rendering is a pure function
+of them. Every shape is its own mirror image, so a horizontal flip keeps the class; it is brighter than its background,
+by an amount and in hues that do not depend on the class. A linear classifier on pixels reaches about 27 %.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIZE = 32
-CHUNK = 500  # images drawn and rendered at a time, which bounds the memory
+from fast_cifar.options import SIZE
+
+CHUNK = 500  # images drawn and rendered at a time, which limits the memory
 WAVES = 2  # plane waves in a texture
 NOISE = 0.05  # standard deviation of the pixel noise on the 0..1 scale
-LUMA = torch.tensor([0.299, 0.587, 0.114])  # what red, green and blue give to the brightness
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # the weights of red, green and blue in the brightness
 
 
 def _points(count: int, valley: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """A star of `count` tips at radius 1 and valleys at radius `valley`; at cos(pi / count) it is a regular polygon."""
+    """A star with `count` tips at radius 1 and valleys at radius `valley`; cos(pi / count) makes a regular polygon."""
     half = math.pi / count
     edge_x, edge_y = valley * math.cos(half) - 1, valley * math.sin(half)
     length = math.hypot(edge_x, edge_y)
@@ -68,7 +69,7 @@ def _capsule(x: Tensor, y: Tensor) -> Tensor:
     return torch.hypot((x.abs() - 0.72).clamp(min=0), y) - 0.27
 
 
-# Signed distance to each outline in units of the shape's radius, negative inside, at points x, y of any one shape.
+# Signed distance of the points x, y to each outline, negative inside, in units of the shape's radius.
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "disc": _disc,
     "ring": _ring,
@@ -87,14 +88,14 @@ CLASSES: tuple[str, ...] = tuple(_DISTANCES)
 
 @dataclass
 class _Scene:
-    """Everything random in n images. Lengths in pixels, colours in 0..1; layer 0 is the background, 1 the shape."""
+    """All random choices of n images. Lengths in pixels, colours in 0..1; layer 0 is the background, 1 the shape."""
 
     radius: Tensor  # [n, 1, 1]
     centre_x: Tensor  # [n, 1, 1], from the middle of the image
     centre_y: Tensor  # [n, 1, 1]
     angle: Tensor  # [n, 1, 1]
     colours: Tensor  # [2, n, 3, 1, 1]
-    tints: Tensor  # [2, n, 3, 1, 1], what a texture at its crest adds to the colour
+    tints: Tensor  # [2, n, 3, 1, 1], added to the colour at the crest of a wave
     wave_x: Tensor  # [2, WAVES, n, 1, 1], radians a pixel
     wave_y: Tensor  # [2, WAVES, n, 1, 1]
     wave_phase: Tensor  # [2, WAVES, n, 1, 1]
@@ -102,11 +103,11 @@ class _Scene:
 
 
 def generate(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws `n` labelled images; equal arguments give equal images, and no global random state is touched.
+    """Generates `n` labelled images; equal arguments give equal images, and no global random state is used.
 
     Args:
         n: number of images, at least 0.
-        seed: any integer that `torch.Generator.manual_seed` takes. Different seeds give independent images.
+        seed: for `torch.Generator.manual_seed`. Different seeds give independent images.
 
     Returns:
         images uint8 [n, 32, 32, 3], labels int64 [n] (indices into `CLASSES`, balanced to within one and shuffled).
@@ -148,7 +149,7 @@ def _draw_scene(n: int, generator: torch.Generator) -> _Scene:
 
 
 def _contrasting_colours(n: int, generator: torch.Generator) -> Tensor:
-    """Two colours an image, [2, n, 3, 1, 1], of any hue; the shape's luma is at least 0.25 above the background's."""
+    """Two colours per image, [2, n, 3, 1, 1], of any hue; the shape is brighter than the background by 0.25 or more."""
     shape = 0.5 + 0.4 * torch.rand(n, generator=generator)
     background = 0.1 + (shape - 0.35) * torch.rand(n, generator=generator)
     chroma = torch.rand(2, n, 3, generator=generator)
@@ -159,12 +160,12 @@ def _contrasting_colours(n: int, generator: torch.Generator) -> Tensor:
 def _render(scene: _Scene, labels: Tensor) -> Tensor:
     """uint8 [n, 3, SIZE, SIZE]: the shape `CLASSES[labels[i]]` over its background, both textured."""
     background, shape = (_textured(scene, layer) for layer in range(2))
-    picture = torch.lerp(background, shape, _mask(scene, labels).unsqueeze(1)) + scene.noise
-    return (picture * 255).round_().clamp_(0, 255).to(torch.uint8)
+    image = torch.lerp(background, shape, _mask(scene, labels).unsqueeze(1)) + scene.noise
+    return (image * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _textured(scene: _Scene, layer: int) -> Tensor:
-    """float [n, 3, SIZE, SIZE]: one layer's colour plus plane waves, which read as gradients, stripes or blotches."""
+    """float [n, 3, SIZE, SIZE]: one layer's colour plus plane waves, which look like gradients, stripes or blotches."""
     x, y = _pixel_grid()
     phases = scene.wave_x[layer] * x + scene.wave_y[layer] * y + scene.wave_phase[layer]
     waves = phases.sin_().sum(dim=0)

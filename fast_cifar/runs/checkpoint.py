@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anything, and describing themselves."""
+"""Checkpoints: self-describing files, written whole or not at all, and read without running any code in them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.options import HIGHEST_WIDTH
 from fast_cifar.system.device import record_work
 from fast_cifar.system.errors import UserError
-from fast_cifar.system.files import atomic_write, is_whole
+from fast_cifar.system.files import atomic_write, is_number, is_whole
 
 FORMAT = "fast_cifar checkpoint 1"
 NETWORK = "CustomResNet"
@@ -32,40 +31,42 @@ TRAINING = {
     "metrics": dict,
     "threads": int,
 }
-HIGHEST_NUMBER = 1e30
-FULL_WIDTH = 64  # of the first checkpoints, which do not say it
+FULL_WIDTH = 64  # the network's width where the options do not give it
 
 
 def save(path: Path, contents: dict[str, Any], previous: Path | None = None) -> None:
-    """Writes `contents`, which `torch.load(weights_only=True)` reads again; see `load` for the keys. What was there is
-    kept as `previous`.
+    """Writes a checkpoint that `torch.load(weights_only=True)` can read.
+
+    Args:
+        contents: see `load` for the keys.
+        previous: where to keep the file that was at `path`.
 
     Raises:
         UserError: the folder cannot be written to, or is full.
     """
-    buffer = io.BytesIO()  # torch turns the errors of a file, such as a full disk, into ones that say nothing
-    on_cpu = _with_tensors(contents, Tensor.cpu)  # so that any machine can read it
+    buffer = io.BytesIO()  # writing to a file, torch would report a full disk without saying so
+    on_cpu = _map_tensors(contents, Tensor.cpu)  # so that any machine can read it
     torch.save({"format": FORMAT, "network": NETWORK, **on_cpu}, buffer)
     with atomic_write(path, previous=previous) as file:
         file.write(buffer.getbuffer())
 
 
 class Writer:
-    """Writes checkpoints beside the training, which waits for nothing but a place in the queue.
+    """Writes checkpoints in a background thread, so that training does not wait for the disk.
 
         with Writer(device, keep={folder.last: folder.previous}) as writer:
             writer.save({folder.best: contents, folder.last: contents})
-        # now all is written
+        # all files are written
 
-    An epoch may take less time than the disk does. Then what waits to be written gives way to newer contents of the
-    same file. Files of one `save` are written in their order, and none before those of an earlier `save` that remain.
+    When `save` is called faster than the disk can write, newer contents of a file replace those that still wait. Files
+    are written in the order of their `save`, and those of one `save` in the order of the dictionary.
 
     Args:
         device: where the tensors are.
-        keep: for a file, under which name its contents before the last are kept.
+        keep: maps a file to the name under which its previous contents are kept.
 
-    Raises, from `save` or at the end of the block:
-        UserError: a file could not be written.
+    Raises:
+        UserError: a file could not be written. Raised by the next `save` or at the end of the block.
     """
 
     def __init__(self, device: torch.device, keep: Mapping[Path, Path] | None = None) -> None:
@@ -74,7 +75,7 @@ class Writer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._lock = threading.Lock()
         self._waiting: dict[Path, tuple[Callable[[], None], dict[str, Any]]] = {}
-        self._writes: list[Future[None]] = []
+        self._writes: list[Future[None]] = []  # not yet checked for errors
 
     def __enter__(self) -> Writer:
         return self
@@ -82,45 +83,45 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._thread.shutdown(wait=True)
         if kind is None:
-            self._raise_what_failed()
+            self._raise_errors()
 
     def save(self, files: Mapping[Path, dict[str, Any]]) -> None:
-        """Orders `files` to be written with their contents of this moment."""
-        self._raise_what_failed()
-        copies = {path: _with_tensors(contents, _copy_soon) for path, contents in files.items()}
-        until_copied = record_work(self._device)
+        """Queues `files` to be written with the contents they have now; the tensors may change afterwards."""
+        self._raise_errors()
+        copies = {path: _map_tensors(contents, _copy_to_cpu) for path, contents in files.items()}
+        wait_for_copies = record_work(self._device)
         with self._lock:
             for path, contents in copies.items():
-                self._waiting.pop(path, None)  # dictionaries keep the order: the newer contents go to its end
-                self._waiting[path] = (until_copied, contents)
-        self._writes.append(self._thread.submit(self._write_what_waits))
+                self._waiting.pop(path, None)  # so that the newer contents go to the end of the queue
+                self._waiting[path] = (wait_for_copies, contents)
+        self._writes.append(self._thread.submit(self._write_waiting))
 
-    def _write_what_waits(self) -> None:
+    def _write_waiting(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
-        for path, (until_copied, contents) in waiting.items():
-            until_copied()
+        for path, (wait_for_copies, contents) in waiting.items():
+            wait_for_copies()
             save(path, contents, self._keep.get(path))
 
-    def _raise_what_failed(self) -> None:
-        running = [write for write in self._writes if not write.done()]
-        done, self._writes = [write for write in self._writes if write.done()], running
+    def _raise_errors(self) -> None:
+        done = [write for write in self._writes if write.done()]
+        self._writes = [write for write in self._writes if write not in done]
         for write in done:
             write.result()
 
 
-def _copy_soon(tensor: Tensor) -> Tensor:
-    """A copy on the CPU; one from CUDA is there once the device has come to it."""
+def _copy_to_cpu(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; from CUDA it is asynchronous, in order with the work submitted before and after it."""
     return tensor.detach().to("cpu", copy=True, non_blocking=tensor.is_cuda)
 
 
-def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of dictionaries and lists with every tensor changed."""
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Applies `function` to every tensor in nested dictionaries and lists."""
     if isinstance(value, Tensor):
-        return change(value)
+        return function(value)
     if isinstance(value, dict):
-        return {key: _with_tensors(entry, change) for key, entry in value.items()}
-    return [_with_tensors(entry, change) for entry in value] if isinstance(value, list) else value
+        return {key: _map_tensors(entry, function) for key, entry in value.items()}
+    return [_map_tensors(entry, function) for entry in value] if isinstance(value, list) else value
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -131,18 +132,18 @@ def load(path: str | Path) -> dict[str, Any]:
         `size` (pixels), `options` (dict), `epoch` (epochs done) and `model` (a state dict).
 
     Raises:
-        UserError: the file is missing, empty, no checkpoint, or one of another network.
+        UserError: the file is missing, empty, not a checkpoint, or one of another network.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint file")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path} is empty; use another checkpoint of the run")
-    unreadable = f"{path} is no readable checkpoint: it is damaged, or something else"
+    unreadable = f"{path} is not a readable checkpoint: it is damaged, or another kind of file"
     if not is_whole(path):
         raise UserError(unreadable)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch raise almost anything
+    except Exception as error:  # a damaged file can make torch raise almost anything
         raise UserError(unreadable) from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of fast_cifar ({FORMAT!r})")
@@ -154,10 +155,10 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def load_training(path: str | Path) -> dict[str, Any]:
-    """Reads a last.pt, which holds what `load` returns and all that training needs to go on.
+    """Reads a last.pt: what `load` returns, and everything that training needs to continue.
 
     Raises:
-        UserError: as `load`, and where it lacks something; a best.pt does.
+        UserError: as `load`, and if a part is missing, as in a best.pt.
     """
     contents = load(path)
     _require(contents, TRAINING, path)
@@ -170,49 +171,31 @@ def _require(contents: dict[str, Any], kinds: Mapping[str, type], path: str | Pa
         raise UserError(f"{path} is incomplete: it has no {', '.join(missing)}")
     for key, kind in kinds.items():
         if not isinstance(contents[key], kind):
-            raise UserError(f"{path} cannot be used: its {key} is no {kind.__name__}")
+            raise UserError(f"{path} cannot be used: its {key} is not a {kind.__name__}")
 
 
 def _check_description(contents: dict[str, Any], path: str | Path) -> None:
-    """Refuses what no run could have written, so that nothing later has to ask."""
+    """Refuses values that no run could have written, so that they need no check later."""
     classes, mean, std, model = (contents[key] for key in ("classes", "mean", "std", "model"))
-    dropout = contents["options"].get("dropout")
-    width = contents["options"].get("width", FULL_WIDTH)
-    sound = {
+    dropout, width = contents["options"].get("dropout"), contents["options"].setdefault("width", FULL_WIDTH)
+    checks = {
         "classes": classes and all(isinstance(name, str) for name in classes),
-        "mean": len(mean) == 3 and all(map(_is_number, mean)),
-        "std": len(std) == 3 and all(_is_number(value) and value > 0 for value in std),
+        "mean": len(mean) == 3 and all(is_number(value) and 0 <= value <= 1 for value in mean),
+        "std": len(std) == 3 and all(is_number(value) and 0 < value <= 1 for value in std),
         "model": all(isinstance(key, str) and isinstance(value, Tensor) for key, value in model.items()),
-        "dropout": _is_number(dropout) and 0 <= dropout < 1,
+        "dropout": is_number(dropout) and 0 <= dropout < 1,
         "width": type(width) is int and 1 <= width <= HIGHEST_WIDTH,
     }
-    for what, is_sound in sound.items():
-        if not is_sound:
-            raise UserError(f"{path} cannot be used: its {what} makes no sense")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) <= HIGHEST_NUMBER
-
-
-def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:
-    """The network of a loaded checkpoint, weights in place.
-
-    Raises:
-        UserError: the weights do not fit a `CustomResNet` of as many classes as the checkpoint names.
-    """
-    options = contents["options"]
-    width = options.get("width", FULL_WIDTH)
-    model = CustomResNet(len(contents["classes"]), options["dropout"], width)
-    load_weights(model, contents["model"], path)
-    return model
+    for key, is_valid in checks.items():
+        if not is_valid:
+            raise UserError(f"{path} cannot be used: its {key} has an impossible value")
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
     """Copies the weights of the checkpoint `path` into `model`.
 
     Raises:
-        UserError: they belong to another network.
+        UserError: they do not fit.
     """
     try:
         model.load_state_dict(weights)

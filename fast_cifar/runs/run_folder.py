@@ -1,4 +1,4 @@
-"""The run folder: configuration, history, summary, checkpoints and pictures of one run."""
+"""The run folder: configuration, history, summary, checkpoints and images of one run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fast_cifar.system.errors import UserError
-from fast_cifar.system.files import atomic_write
+from fast_cifar.system.files import atomic_write, is_number, parse_json, read_json, require_writable, write_json
 
-# What a sound row of the history and a sound summary hold: numbers, and in a row null where no test was due.
+# The numbers in a valid row of the history and in a valid summary; in a row those of the evaluations may be null.
 ROW = ("epoch", "lr", "train_loss", "train_accuracy", "images_per_second", "seconds", "evaluation_seconds")
 TESTED = ("test_loss", "test_accuracy")
 HELD_OUT = ("val_loss", "val_accuracy")
@@ -25,11 +25,10 @@ SUMMARY = (
     "images_per_second",
     "compile_seconds",
 )
-HIGHEST_NUMBER = 1e100
 
 
 class RunFolder:
-    """The files of a run below `path`; every file but `metrics.jsonl` is replaced as a whole."""
+    """The files of a run in `path`; every file but `metrics.jsonl` is replaced as a whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,26 +38,26 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Makes the folder.
+        """Creates the folder.
 
         Raises:
-            UserError: it exists already, or cannot be made.
+            UserError: it exists already, or cannot be created.
         """
         check_new(path)
         try:
             path.mkdir(parents=True)
         except OSError as error:
             raise UserError(
-                f"cannot make the run folder {path}: {error.strerror}; choose another with --out"
+                f"cannot create the run folder {path}: {error.strerror}; choose another with --out"
             ) from error
         return cls(path)
 
     @classmethod
     def create_new(cls, out: str, name: str | None, data: str) -> RunFolder:
-        """Makes a folder at `new_path`, and at the next one where another process was quicker.
+        """Creates the folder `new_path`, or the next one if another process has just created that.
 
         Raises:
-            UserError: `name` is given and taken, or no folder can be made.
+            UserError: `name` is given and taken, or no folder can be created.
         """
         while True:
             path = new_path(out, name, data)
@@ -80,7 +79,7 @@ class RunFolder:
         return cls(path)
 
     def tidy(self) -> None:
-        """Removes what a killed process had begun to write, here and in the folders of single runs."""
+        """Removes the unfinished files of a killed process, here and in the folders of single runs."""
         for temporary in self.path.rglob(".*.tmp"):
             temporary.unlink(missing_ok=True)
 
@@ -93,10 +92,10 @@ class RunFolder:
         Raises:
             UserError: `config.json` is damaged.
         """
-        return _read_object(self / "config.json", "restore it, or begin a new run")
+        return read_json(self / "config.json", "restore it, or start a new run")
 
     def write_config(self, options: Mapping[str, Any]) -> None:
-        self._write("config.json", options)
+        write_json(self / "config.json", options)
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run; None before it is finished.
@@ -104,25 +103,25 @@ class RunFolder:
         Raises:
             UserError: `summary.json` is damaged.
         """
-        path, remedy = self / "summary.json", "delete it, and --resume makes it again"
+        path, remedy = self / "summary.json", "delete it, and --resume will write it again"
         if not path.is_file():
             return None
-        summary = _read_object(path, remedy)
+        summary = read_json(path, remedy)
         untested = summary.get("test_accuracy") is None and "val_accuracy" in summary  # --no-test
         needed = [name for name in SUMMARY if "test" not in name] + ["val_accuracy"] if untested else SUMMARY
         for name in needed:
-            if not _is_number(summary.get(name)):
-                raise UserError(f"{path} is damaged: {name} is no number in it; {remedy}")
+            if not _is_measured(summary.get(name)):
+                raise UserError(f"{path} is damaged: its {name} is not a number; {remedy}")
         return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        self._write("summary.json", summary)
+        write_json(self / "summary.json", summary)
 
     def write_range_test(self, contents: Mapping[str, Any]) -> None:
-        self._write("lrfind.json", contents)
+        write_json(self / "lrfind.json", contents)
 
     def range_test(self) -> dict[str, Any] | None:
-        """The contents of `lrfind.json`, its three lists sound and of one length; None where no rates were looked for.
+        """The contents of `lrfind.json`, three valid lists of one length; None if there was no range test.
 
         Raises:
             UserError: `lrfind.json` is damaged.
@@ -130,31 +129,30 @@ class RunFolder:
         path, remedy = self / "lrfind.json", "delete it, and measure again with run_lrfind.py"
         if not path.is_file():
             return None
-        test = _read_object(path, remedy)
+        test = read_json(path, remedy)
         lists = [test.get(name) for name in ("lrs", "losses", "smoothed")]
-        whole = all(isinstance(values, list) and values and all(map(_is_number, values)) for values in lists)
+        whole = all(isinstance(values, list) and values and all(map(_is_measured, values)) for values in lists)
         if not whole or len({len(values) for values in lists}) != 1 or not all(lr > 0 for lr in lists[0]):
-            raise UserError(f"{path} is damaged: lrs, losses and smoothed are not as many numbers; {remedy}")
+            raise UserError(f"{path} is damaged: lrs, losses and smoothed are not lists of as many numbers; {remedy}")
         return test
 
     def history(self) -> list[dict[str, Any]]:
-        """One dictionary for each epoch that is done, in order. A line cut short by a kill ends the history.
+        """One dictionary for each finished epoch, in order. A line cut short by a kill ends the history.
 
         Raises:
             UserError: `metrics.jsonl` cannot be read.
         """
         path = self / "metrics.jsonl"
-        rows: list[dict[str, Any]] = []
-        if path.is_file():
-            for line in _read_bytes(path).splitlines():
-                row = _parsed(line)
-                if not isinstance(row, dict):
-                    break
-                rows.append(row)
-        return rows
+        if not path.is_file():
+            return []
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); fix that, or start a new run") from error
+        return list(itertools.takewhile(lambda row: row is not None, map(parse_json, lines)))
 
     def append_history(self, row: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl` and flushes it to the disk: the checkpoints count on it.
+        """Adds a line to `metrics.jsonl` and flushes it to the disk; a checkpoint of the epoch is written after it.
 
         Raises:
             UserError: the folder cannot be written to, or is full.
@@ -169,29 +167,25 @@ class RunFolder:
             raise UserError(f"cannot write {path} ({error.strerror}); make room and --resume {self.path}") from error
 
     def cut_history(self, epochs: int) -> list[dict[str, Any]]:
-        """Drops what came after `epochs` epochs, and returns the rest.
+        """Removes the rows after the first `epochs` epochs, and returns those that stay.
 
         Raises:
-            UserError: one of those epochs has no sound line. A summary without it would be a wrong one.
+            UserError: one of those epochs has no valid row, so that a summary would be wrong.
         """
         rows = self.history()[:epochs] if epochs else []
         for epoch in range(1, epochs + 1):
             if len(rows) < epoch or not _is_row(rows[epoch - 1], epoch):
                 raise UserError(
                     f"{self / 'metrics.jsonl'} is damaged: it has no line for epoch {epoch} of {epochs} that are done; "
-                    "restore it, or begin a new run"
+                    "restore it, or start a new run"
                 )
         with atomic_write(self / "metrics.jsonl") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         return rows
 
-    def _write(self, name: str, contents: Mapping[str, Any]) -> None:
-        with atomic_write(self / name) as file:
-            file.write((json.dumps(contents, indent=2, allow_nan=False) + "\n").encode())
-
 
 def new_path(out: str, name: str | None, data: str) -> Path:
-    """Where a new run goes: `out`/`name`, named after the data and the time where no name is given."""
+    """Where a new run goes: `out`/`name`, or if no name is given, a free one made of the data's name and the time."""
     if name is not None:
         return Path(out) / name
     title = Path(data).resolve().name.split(".")[0] or "run"
@@ -201,48 +195,22 @@ def new_path(out: str, name: str | None, data: str) -> Path:
 
 
 def check_new(path: Path) -> None:
-    """Makes sure, before any work is done, that a run folder can be made at `path`.
+    """Checks, before any work is done, that a run folder can be created at `path`.
 
     Raises:
-        UserError: it exists already, or what it lies in is no folder or cannot be written to.
+        UserError: it exists already, or its parent cannot be created or written to.
     """
     if os.path.lexists(path):
-        raise UserError(f"{path} exists already; choose another --name, or go on with it: --resume {path}")
-    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if not os.path.isdir(nearest):
-        raise UserError(f"cannot make the run folder {path}: {nearest} is not a folder; choose another with --out")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"cannot make the run folder {path}: {nearest} cannot be written to; choose another with --out")
-
-
-def _read_object(path: Path, remedy: str) -> dict[str, Any]:
-    contents = _parsed(_read_bytes(path))
-    if not isinstance(contents, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; {remedy}")
-    return contents
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); mend that, or begin a new run") from error
-
-
-def _parsed(text: bytes) -> Any:
-    """What a JSON text says; None where it is none."""
-    try:
-        return json.loads(text.decode())
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of thousands of digits, or far too deep
-        return None
+        raise UserError(f"{path} exists already; choose another --name, or continue that run: --resume {path}")
+    require_writable(path.parent, "choose another folder with --out")
 
 
 def _is_row(row: Mapping[str, Any], epoch: int) -> bool:
-    """Whether a line of the history is that of this epoch, and whole."""
+    """Whether a row of the history is that of this epoch, and complete."""
     tested = [*(row.get(name, "missing") for name in TESTED), *(row.get(name) for name in HELD_OUT)]
     numbers = [*(row.get(name) for name in ROW), *(value for value in tested if value is not None)]
-    return all(map(_is_number, numbers)) and row["epoch"] == epoch
+    return all(map(_is_measured, numbers)) and row["epoch"] == epoch
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= HIGHEST_NUMBER
+def _is_measured(value: Any) -> bool:
+    return is_number(value) and value >= 0

@@ -170,7 +170,7 @@ class RunState:
         self.scheduler.load_state_dict(contents["scheduler"])
         if training.step.scaler.is_enabled():
             training.step.load_scaler(contents["scaler"])
-        set_random_state(device, contents["random_state"])
+        set_random_state(contents["random_state"], device)
         self.best = contents["best"]
         self.progress.epoch = contents["epoch"]
         metrics = self.progress.metrics

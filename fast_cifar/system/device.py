@@ -1,24 +1,26 @@
-"""The machine a run finds: device, precision, compiler, seeds; how much memory a run takes, and what to say when there
-is not enough."""
+"""Everything that depends on the device: choosing it, precision, compiler, streams, random state, and memory."""
 
 from __future__ import annotations
 
 import os
 import platform
+import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from fast_cifar.system.errors import UserError
 
-# What torch says where it has no exception of its own for it: on the CPU, and on MPS.
-SIGNS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+# In the message of a RuntimeError: torch has an exception of its own for this only on CUDA.
+OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Precision:
 
     Attributes:
         device_type: "cpu", "cuda" or "mps".
-        dtype: float32, bfloat16 or float16; in the last two autocast chooses per operator, and weights stay in float32.
-        note: one line for the user when AMP was asked for and is not to be had; otherwise None.
+        dtype: float32, bfloat16 or float16; with the last two, autocast chooses per operator and weights
+            stay in float32.
+        note: one line for the user when AMP was asked for and is not available; otherwise None.
     """
 
     device_type: str
@@ -48,8 +51,8 @@ class Precision:
     def autocast(self) -> AbstractContextManager[None]:
         if self.dtype == torch.float32:
             return nullcontext()
-        # Each weight is used once a step, so a cache of its cast copies has nothing to give; in a captured graph it
-        # would go on handing out the copies of the step that was recorded.
+        # Each weight is used once a step, so caching its cast copy saves nothing, and in a captured graph the cache
+        # would keep returning the copy from the step that was recorded.
         return torch.autocast(self.device_type, dtype=self.dtype, cache_enabled=False)
 
 
@@ -57,7 +60,7 @@ def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        UserError: no such kind of device, or none of it here.
+        UserError: there is no such kind of device, or this machine has none.
     """
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if _is_present(torch.device(kind))))
@@ -104,7 +107,7 @@ def resolve_precision(device: torch.device, amp: bool, amp_dtype: str) -> Precis
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is in the hardware: emulation, which torch offers too, is slower than float32."""
+    """Whether the hardware computes in bfloat16: torch's emulation of it is slower than float32."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -119,10 +122,10 @@ def has_compiler() -> bool:
 
 
 def check_compiler() -> None:
-    """Refuses to compile without a C++ compiler, before any work is done.
+    """Checks, before any work is done, that `torch.compile` can run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no C++ compiler.
     """
     if not has_compiler():
         raise UserError(
@@ -135,19 +138,24 @@ def _compiler() -> str:
 
 
 def prefers_index_select(device: torch.device) -> bool:
-    """Whether `index_select` on overlapping windows copies them one by one: the CPU's does, three times as fast as
-    advanced indexing. Others would first write all windows out (MPS), or compute addresses in 64 bits (CUDA)."""
+    """Whether windows of an image should be copied with `index_select` instead of advanced indexing.
+
+    On the CPU it is three times as fast. On MPS it would first materialise every overlapping window, and on CUDA it
+    would compute addresses in 64 bits.
+    """
     return device.type == "cpu"
 
 
 def pools_by_maximum(device: torch.device) -> bool:
-    """Whether the code being run is compiled for a CPU: what Inductor makes of a max-pooling there, and above all of
-    its backward pass, is slower than no compilation at all, and `torch.maximum` is not."""
+    """Whether max-pooling should be written with `torch.maximum`: true in code that is being compiled for a CPU.
+
+    There Inductor's own max-pooling, above all its backward pass, is slower than running without compilation.
+    """
     return torch.compiler.is_compiling() and device.type == "cpu"
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, such as "NVIDIA H200" or "cpu (AVX512, 2 threads)"."""
+    """The device's name for people, such as "NVIDIA H200" or "cpu (AVX512, 2 threads)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -156,7 +164,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all it was given, so that a clock read next is honest."""
+    """Waits until the device has finished all work submitted so far; call it before reading the clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -165,9 +173,10 @@ def synchronize(device: torch.device) -> None:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """On CUDA, a stream of the block's own that waits for the work before it; the work after it waits for the block.
+    """On CUDA, runs the block on a stream of its own; elsewhere it changes nothing.
 
-    What is to be captured has to be warmed up there, and a copy there does not hold up the training.
+    The block waits for the work submitted before it, and what is submitted after it waits for the block. Work that is
+    to be captured has to be warmed up on such a stream.
     """
     if device.type != "cuda":
         yield
@@ -179,13 +188,16 @@ def side_stream(device: torch.device) -> Iterator[None]:
     outside.wait_stream(stream)
 
 
-def capture(work: Callable[[], None]) -> Callable[[], None]:
-    """Records what `work` launches on CUDA, without running it, and returns what runs it again, as one launch.
+def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Captures the kernels that `work` launches as a CUDA graph, without running them.
 
-    All that `work` reads and writes stays where it is; what it allocates belongs to the recording.
+    The graph keeps the addresses of all tensors that `work` reads and writes, and owns those that it allocates.
+
+    Returns:
+        A function that replays the graph: all kernels in one launch.
 
     Raises:
-        RuntimeError: `work` does something that cannot be recorded, such as waiting for the device.
+        RuntimeError: `work` does something that cannot be captured, such as waiting for the device.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -194,7 +206,7 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
 
 
 def record_work(device: torch.device) -> Callable[[], None]:
-    """What to call, from any thread, to wait for the work that the device has been given up to now, but no more."""
+    """A function that waits, in any thread, for the work submitted to the device up to now and for nothing later."""
     if device.type != "cuda":
         synchronize(device)
         return lambda: None
@@ -203,42 +215,67 @@ def record_work(device: torch.device) -> Callable[[], None]:
     return event.synchronize
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators that a run on `device` draws from, as uint8 tensors on the CPU."""
-    state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+def random_state(device: torch.device | None = None) -> dict[str, Any]:
+    """The global random state, for `set_random_state`.
+
+    Args:
+        device: take the torch generators that a run on this device draws from, as tensors that a checkpoint can hold.
+            None takes every generator: torch's on all devices, numpy's and Python's.
+    """
+    return {name: get() for name, (get, _) in _generators(device).items()}
 
 
-def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
-    """Goes back to a `random_state`; one that was taken on another kind of device restores what the two share."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+def set_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
+    """Restores a `random_state` taken with the same `device`; from one taken on another kind of device, the generators
+    that both use."""
+    for name, (_, set_state) in _generators(device).items():
+        if name in state:
+            set_state(state[name])
+
+
+def _generators(device: torch.device | None) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """How to read and to set the state of each random generator that `device` uses; of all where it is None."""
+    cards = {}
+    if device is None and torch.cuda.is_available():
+        cards = {f"cuda:{index}": index for index in range(torch.cuda.device_count())}
+    elif device is not None and device.type == "cuda":
+        cards = {"cuda": device}
+    generators: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+        name: (partial(torch.cuda.get_rng_state, card), partial(torch.cuda.set_rng_state, device=card))
+        for name, card in cards.items()
+    }
+    generators["cpu"] = (torch.get_rng_state, torch.set_rng_state)
+    if torch.backends.mps.is_available() and (device is None or device.type == "mps"):
+        generators["mps"] = (torch.mps.get_rng_state, torch.mps.set_rng_state)
+    if device is None:
+        generators["numpy"] = (np.random.get_state, np.random.set_state)  # noqa: NPY002 - the global state is meant
+        generators["python"] = (random.getstate, random.setstate)
+    return generators
 
 
 @contextmanager
 def gradients_enabled() -> Iterator[None]:
-    """Gradients are recorded in the block, whatever the caller switched off, or a second Ctrl-C in the middle of an
-    evaluation left switched off in a notebook."""
+    """Records gradients inside the block, even if the caller has switched them off (or, in a notebook, an interrupted
+    evaluation has)."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
 def seeded_run(seed: int, device: torch.device, *, deterministic: bool) -> Iterator[None]:
-    """Seeds torch and sets the switches of speed or determinism; on CPU and CUDA all is as before afterwards.
+    """Seeds torch and sets it for speed or for determinism; after the block, on CPU and CUDA, all is as before.
 
     Args:
         seed: of the initial weights and of dropout, in [0, 2**63). The loader's draws do not depend on it.
-        deterministic: only algorithms that repeat bit for bit; slower. Otherwise cuDNN may try them all and keep the
-            fastest, and float32 products on CUDA may use TF32.
+        deterministic: use only algorithms that repeat bit for bit, which is slower. Otherwise cuDNN may try all of its
+            algorithms and keep the fastest, and float32 products on CUDA may use TF32.
     """
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     speed = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     if deterministic:
-        # cuBLAS reads this when its first handle is made.
+        # cuBLAS reads this when it creates its first handle.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = (not deterministic,) * 3
@@ -253,16 +290,16 @@ def seeded_run(seed: int, device: torch.device, *, deterministic: bool) -> Itera
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts measuring anew, on a GPU; a process has one peak for its whole life."""
+    """Restarts the measurement of `peak_memory` on CUDA; on a CPU, a process has one peak for its whole life."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most memory taken so far, in bytes; None where nobody counts it.
+    """The most memory used so far, in bytes; None where it is not measured.
 
-    On CUDA all that torch has reserved of the card, data set and captured graphs included, but not the 0.5 GB or so
-    that the driver's context takes. On a CPU the resident memory of the whole process.
+    On CUDA, all that torch has reserved, data set and captured graphs included, without the 0.5 GB or so of the
+    driver's context. On a CPU, the resident memory of the whole process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
@@ -276,7 +313,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Turns running out of memory into a line that names the option to change.
+    """Turns an out-of-memory error into one line that names the option to change.
 
     Raises:
         UserError: the block ran out of memory.
@@ -290,7 +327,7 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, had no memory left."""
+    """Whether the device or the machine ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY_MESSAGES)

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node=4 run_train.py --amp
 
 Each step's batch is cut into equal slices, a process takes one of them, and torch's DistributedDataParallel averages
-the gradients. Everything that is written or said is rank 0's business.
+the gradients. Only rank 0 writes files and prints.
 """
 
 from __future__ import annotations
@@ -25,20 +25,17 @@ from fast_cifar.system.device import resolve_device
 from fast_cifar.system.errors import UserError
 
 T = TypeVar("T")
-# What DistributedDataParallel calls the switch for sharing buffers in each forward pass; the older name warns.
-NEW_NAME = "forward_sync_buffers"
-SYNC_BUFFERS = NEW_NAME if NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers"
-SIGNS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-PATIENCE = timedelta(minutes=30)  # how long the others wait while rank 0 downloads and decodes
+CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+TIMEOUT = timedelta(minutes=30)  # how long the other processes wait while rank 0 downloads and decodes
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes of a run, as one of them sees it; on its own, a run is a world of one.
+    """The processes of a run, seen from one of them; without torchrun there is one process.
 
     Attributes:
-        rank: 0 is the one that writes and speaks.
-        size: how many there are.
+        rank: of this process; rank 0 writes files and prints.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -49,14 +46,17 @@ class DistributedContext:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with gradients that are the mean over all processes. The weights begin as rank 0's."""
+        """`model` with gradients averaged over all processes; its weights become those of rank 0."""
         if self.size == 1:
             return model
-        # Each process normalises by its own slice; the running statistics are shared where they are used.
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{SYNC_BUFFERS: False})
+        # BatchNorm normalises by each process's own slice; `broadcast_buffers` shares the running statistics when they
+        # are needed. torch has renamed the switch, and warns about the old name.
+        names = signature(DistributedDataParallel).parameters
+        switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{switch: False})
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Gives rank 0's buffers, BatchNorm's running statistics, to all."""
+        """Copies rank 0's buffers (BatchNorm's running statistics) to all processes."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
@@ -69,7 +69,7 @@ class DistributedContext:
         return total
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether it is true anywhere. No device is waited for."""
+        """Whether `flag` is true in any process. Does not wait for the GPU."""
         if self.size == 1:
             return flag
         flags = torch.tensor(int(flag))
@@ -77,7 +77,7 @@ class DistributedContext:
         return bool(flags)
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, in all processes. Until it is there, the others wait."""
+        """Rank 0's value, in all processes; the others wait for it."""
         if self.size == 1:
             return value
         box = [value]
@@ -85,7 +85,7 @@ class DistributedContext:
         return box[0]
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """All processes' tensors, one after another, on the CPU where there are several."""
+        """The tensors of all processes, concatenated in the order of the ranks; on the CPU if there are several."""
         if self.size == 1:
             return tensor
         parts: list[Any] = [None] * self.size
@@ -93,7 +93,7 @@ class DistributedContext:
         return torch.cat(parts)
 
     def shard(self, n: int) -> slice:
-        """Which of n things are this process's: contiguous, in the order of the ranks, and none left out."""
+        """Which of n items belong to this process: contiguous slices in the order of the ranks, together all n."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
 
@@ -106,7 +106,7 @@ def started_by_torchrun() -> bool:
 
 
 def local_device(name: str) -> str:
-    """The device called `name`, which in a run on several GPUs is another one for each process.
+    """The device called `name`; under torchrun, each process gets a GPU of its own.
 
     Raises:
         UserError: fewer GPUs than processes.
@@ -126,25 +126,26 @@ def local_device(name: str) -> str:
 
 @contextmanager
 def process_group() -> Iterator[DistributedContext]:
-    """The world that this process belongs to: those that torchrun started, or itself alone. In the block only rank 0
-    has a standard error, where progress bars are drawn.
+    """Joins the processes that torchrun started; without torchrun, this process is alone.
+
+    Inside the block, only rank 0 writes to standard error, where progress bars are drawn.
 
     Raises:
-        UserError: another process has gone.
+        UserError: the connection to another process was lost.
     """
     if not started_by_torchrun():
         yield DistributedContext()
         return
-    # nccl between GPUs, gloo between hosts: tensors choose by where they are.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    # nccl for tensors on GPUs, gloo for those on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     distributed = DistributedContext(dist.get_rank(), dist.get_world_size())
     try:
         with open(os.devnull, "w") as nowhere, nullcontext() if distributed.is_main else redirect_stderr(nowhere):
             yield distributed
-        dist.barrier()  # whoever leaves first takes the connections of those that still use them along
+        dist.barrier()  # a process that leaves early closes connections that others still use
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in SIGNS_OF_LOSS):
+        if not any(message in str(error) for message in CONNECTION_LOST):
             raise
-        raise UserError("another process of this job has gone; its own message says why") from error
+        raise UserError("another process of this job has ended; its own message says why") from error
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and how a script ends."""
+"""The error that a user can fix, and the exit code of a script."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from fast_cifar.system.signals import interrupt_on_sigterm
 
 
 class UserError(Exception):
-    """Something the user can mend: the message is one line that says what is wrong, where, and what to do."""
+    """Something the user can fix: the message is one line that says what is wrong, where, and what to do."""
 
 
 def run_script(script: Callable[[], None]) -> int:
-    """Runs a script's body and turns the way it ends into an exit code.
+    """Runs a script's body and returns its exit code.
 
     Returns:
-        0 done; 2 the user can mend it (one line on standard error that begins `error: `); 130 interrupted, by Ctrl-C or
-        by SIGTERM.
-        Any other exception passes through, so that Python prints its traceback and exits with 1.
+        0 done; 2 a `UserError`, printed on standard error as one line that begins `error: `; 130 interrupted by Ctrl-C
+        or SIGTERM. Any other exception passes through: Python prints its traceback and exits with 1.
     """
     try:
         with interrupt_on_sigterm():
             script()
     except UserError as error:
-        line = " ".join(str(error).splitlines())  # a path may have line breaks
+        line = " ".join(str(error).splitlines())  # a path may contain line breaks
         print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

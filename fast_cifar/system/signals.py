@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first finishes what is being done, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first asks the run to stop at the next safe point, the second stops it at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """Somebody asked for an end, and this is a good moment: everything is consistent and can be saved."""
+    """The run was asked to stop, and its state is consistent and can be saved."""
 
 
 class StopRequest:
-    """Whether somebody asked for an end.
+    """Whether the run was asked to stop.
 
     Args:
-        anywhere: turns whether it was asked for here into whether it was asked for in any process of the job, so that
-            all stop at the same step. All must then check equally often.
+        anywhere: turns "this process was asked" into "any process of the job was asked", so that all stop at the same
+            step. All processes must then call `check` equally often.
     """
 
     def __init__(self, anywhere: Callable[[bool], bool] = bool) -> None:
@@ -27,10 +27,10 @@ class StopRequest:
         self._anywhere = anywhere
 
     def check(self) -> None:
-        """To be called where stopping does no harm.
+        """Call it where stopping is safe.
 
         Raises:
-            Stopped: somebody asked for it.
+            Stopped: the run was asked to stop.
         """
         if self._anywhere(self.made):
             raise Stopped
@@ -38,23 +38,22 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(request: StopRequest, announce: Callable[[], None], *, patient: bool = False) -> Iterator[None]:
-    """While the block runs, the first SIGINT or SIGTERM calls `announce` and makes `request`; the second raises
+    """While the block runs, the first SIGINT or SIGTERM makes `request` and calls `announce`; the second raises
     KeyboardInterrupt.
 
     Outside the main thread Python handles no signals, and the request is never made.
 
     Args:
-        patient: take the second for the first: a Ctrl-C reaches the processes of torchrun twice, from the terminal and
-            from torchrun, which kills what does not end.
+        patient: ignore the second signal. torchrun needs this: a Ctrl-C reaches its processes twice, from the terminal
+            and from torchrun itself, which kills those that do not end.
     """
 
     def stop(number: int, frame: object) -> None:
-        if request.made and patient:
-            return
-        if request.made:
+        if not request.made:
+            request.made = True
+            announce()
+        elif not patient:
             raise KeyboardInterrupt
-        request.made = True
-        announce()
 
     with _handling(stop):
         yield
@@ -62,7 +61,7 @@ def stop_on_signal(request: StopRequest, announce: Callable[[], None], *, patien
 
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """While the block runs, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that everything is tidied up."""
+    """While the block runs, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that cleanup runs."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -73,12 +72,12 @@ def interrupt_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _handling(handler: Callable[[int, object], None], numbers: tuple[signal.Signals, ...] = SIGNALS) -> Iterator[None]:
-    """Installs `handler`, but not for a signal that is ignored: a shell's background job is to survive Ctrl-C."""
+    """Installs `handler`, except for signals that are ignored: a shell's background job must survive Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torchvision
 
-from fast_cifar.data import cifar
 from fast_cifar.data.load import load_dataset
 from fast_cifar.system.errors import UserError
 from tests.helpers import fake_cifar
@@ -48,17 +47,12 @@ def test_an_archive_is_read_as_torchvision_reads_it(monkeypatch, tmp_path, name)
     with tarfile.open(fileobj=io.BytesIO(contents)) as tar:
         tar.extractall(tmp_path / "unpacked", filter="data")
     for train, split in ((True, ours.train), (False, ours.test)):
+        assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
+        assert split.images.is_contiguous()
         theirs = fake_cifar.SOURCES[name](tmp_path / "unpacked", train=train)
         np.testing.assert_array_equal(split.images, theirs.data)
         assert split.labels.tolist() == theirs.targets
         assert ours.classes == theirs.classes
-
-
-def test_images_are_contiguous_uint8_and_labels_int64(cifar10, tmp_path):
-    train = load_dataset("cifar10", tmp_path).train
-    assert train.images.dtype == torch.uint8
-    assert train.images.is_contiguous()
-    assert train.labels.dtype == torch.int64
 
 
 def test_pickles_of_an_old_numpy_are_read_without_a_warning(cifar10, tmp_path):
@@ -76,7 +70,7 @@ def test_an_archive_with_the_wrong_md5_is_never_unpickled(cifar10, tmp_path):
     assert not crater.exists()
 
 
-def test_the_decoded_cache_needs_neither_archive_nor_network(cifar10, tmp_path):
+def test_the_cache_needs_neither_archive_nor_network(cifar10, tmp_path):
     first = load_dataset("cifar10", tmp_path)
     cifar10.unlink()
     second = load_dataset("cifar10", tmp_path)
@@ -86,14 +80,36 @@ def test_the_decoded_cache_needs_neither_archive_nor_network(cifar10, tmp_path):
     torch.testing.assert_close(second.test.labels, first.test.labels)
 
 
+def test_without_test_images_the_test_batch_is_not_decoded(monkeypatch, tmp_path):
+    archive = fake_cifar.build("cifar10", junk="test_batch")
+    fake_cifar.publish(monkeypatch, "cifar10", archive)
+    (tmp_path / FILENAMES["cifar10"]).write_bytes(archive)
+    dataset = load_dataset("cifar10", tmp_path, test=False)
+    assert len(dataset.train) == 50
+    assert dataset.test is None
+
+
+def test_a_cache_without_test_images_does_not_serve_a_run_with_them(cifar10, tmp_path):
+    load_dataset(cifar10, tmp_path, test=False)
+    assert len(load_dataset(cifar10, tmp_path).test) == 10
+
+
+def test_a_cache_with_test_images_serves_a_run_without_them(cifar10, tmp_path):
+    first = load_dataset("cifar10", tmp_path)
+    cifar10.unlink()
+    second = load_dataset("cifar10", tmp_path, test=False)
+    assert torch.equal(second.train.images, first.train.images)
+    assert second.test is None
+
+
 def flipped(data: bytes) -> bytes:
-    """One bit of a picture is another."""
+    """With one bit of an image changed."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"junk", lambda b: b"", flipped])
-def test_a_damaged_cache_is_made_again(cifar10, tmp_path, damage):
+def test_a_damaged_cache_is_written_anew(cifar10, tmp_path, damage):
     sound = load_dataset("cifar10", tmp_path)
     [stored] = (tmp_path / "cache").iterdir()
     stored.write_bytes(damage(stored.read_bytes()))
@@ -111,7 +127,7 @@ def test_a_cache_of_another_archive_is_not_used(monkeypatch, cifar10, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_local_archive_is_known_by_its_bytes_whatever_its_name(monkeypatch, tmp_path, name):
+def test_a_local_archive_is_recognised_by_its_bytes_under_any_name(monkeypatch, tmp_path, name):
     for each in ("cifar10", "cifar100"):
         fake_cifar.publish(monkeypatch, each, fake_cifar.build(each))
     archive = tmp_path / "from a friend"
@@ -136,7 +152,7 @@ def test_a_local_archive_is_checked_although_a_cache_exists(cifar10, tmp_path):
         (lambda b: b"just some text", "not a .tar.gz archive"),
     ],
 )
-def test_a_damaged_archive_is_refused_and_its_damage_named(cifar10, tmp_path, damage, said):
+def test_a_damaged_archive_is_refused_and_the_damage_named(cifar10, tmp_path, damage, said):
     cifar10.write_bytes(damage(cifar10.read_bytes()))
     with pytest.raises(UserError, match=said) as given_as_a_path:
         load_dataset(cifar10, tmp_path / "data")
@@ -154,7 +170,7 @@ def test_a_refused_archive_leaves_nothing_behind(cifar10, tmp_path):
     assert list(tmp_path.iterdir()) == [cifar10]
 
 
-def test_a_data_dir_that_no_folder_can_be_called_is_refused(cifar10, tmp_path):
+def test_a_data_dir_with_an_impossible_name_is_refused(cifar10, tmp_path):
     for data in ("cifar10", cifar10):
         with pytest.raises(UserError, match="--data-dir"):
             load_dataset(data, tmp_path / ("x" * 300))
@@ -164,11 +180,3 @@ def test_a_data_dir_that_is_a_file_is_refused(cifar10, tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(UserError, match="data is not a folder.*--data-dir"):
         load_dataset(cifar10, tmp_path / "data")
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_the_constants_are_those_of_torchvision(name):
-    official = cifar.describe(name)
-    assert official.filename == FILENAMES[name]
-    assert official.url.endswith(official.filename)
-    assert len(official.md5) == 32

@@ -1,4 +1,4 @@
-"""One image file of any kind, decoded to what the network takes: Pillow's own conversions are the oracle."""
+"""Decoding one image file of any kind; Pillow's own conversions are the oracle."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_resize_leaves_a_32x32_image_alone(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", resize=True), picture())
 
 
-def test_resize_turns_a_photograph_upright(tmp_path):
+def test_resize_applies_the_exif_orientation(tmp_path):
     halves = Image.fromarray(np.repeat(np.uint8([[0], [255]]), 320, axis=0).repeat(640, axis=1))
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down

@@ -13,7 +13,7 @@ LABELS = st.lists(st.integers(0, 3), min_size=12, max_size=60).filter(lambda lab
 
 
 def numbered(labels: list[int]) -> Split:
-    """A split in which every image holds its own index, so that a choice can be read off the images."""
+    """A split in which every image holds its own index, so that a subset's indices can be read from its images."""
     index = torch.arange(len(labels), dtype=torch.uint8)
     return Split(index.view(-1, 1, 1, 1).expand(-1, 2, 2, 3).contiguous(), torch.tensor(labels))
 
@@ -22,7 +22,7 @@ def indices(split: Split) -> list[int]:
     return split.images[:, 0, 0, 0].tolist()
 
 
-def test_synthetic_is_there_without_files(monkeypatch, tmp_path):
+def test_synthetic_needs_no_files(monkeypatch, tmp_path):
     monkeypatch.setattr(load, "SYNTHETIC_TRAIN", 40)
     monkeypatch.setattr(load, "SYNTHETIC_TEST", 20)
     dataset = load_dataset("synthetic", tmp_path / "data")
@@ -31,6 +31,9 @@ def test_synthetic_is_there_without_files(monkeypatch, tmp_path):
     assert dataset.test.images.shape == (20, 32, 32, 3)
     assert len(dataset.classes) == 10
     assert not (dataset.train.images[:20] == dataset.test.images).all()
+    without = load_dataset("synthetic", tmp_path / "data", test=False)
+    assert torch.equal(without.train.images, dataset.train.images)
+    assert without.test is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -42,12 +45,12 @@ def test_an_unknown_name_is_refused_with_the_choices(tmp_path, name):
 
 
 @given(LABELS, st.integers(4, 60))
-def test_a_subset_is_as_equal_as_its_classes_allow(labels, n):
+def test_a_subset_is_as_balanced_as_its_classes_allow(labels, n):
     split = numbered(labels)
-    chosen, there = balanced_subset(split, n).labels.bincount(minlength=4), split.labels.bincount(minlength=4)
+    chosen, available = balanced_subset(split, n).labels.bincount(minlength=4), split.labels.bincount(minlength=4)
     assert chosen.sum() == min(n, len(labels))
     largest = chosen.max()
-    assert ((chosen >= largest - 1) | (chosen == there)).all()
+    assert ((chosen >= largest - 1) | (chosen == available)).all()
 
 
 @given(LABELS, st.integers(4, 60))
@@ -81,7 +84,7 @@ def test_images_keep_their_labels():
 
 
 @pytest.mark.parametrize("n", [20, 21, 10**9])
-def test_more_than_there_is_means_all(n):
+def test_as_many_images_as_there_are_or_more_means_all(n):
     split = numbered([0, 1] * 10)
     assert balanced_subset(split, n) is split
 
@@ -110,7 +113,7 @@ def test_holding_out_leaves_every_class_on_both_sides_or_is_refused(labels, n):
 
 
 @pytest.mark.parametrize("n", [4, 18])
-def test_the_range_that_holding_out_offers_works_at_both_ends(n):
+def test_the_error_of_holding_out_names_the_range_that_works(n):
     split = numbered([0, 1, 2, 3] * 5 + [0, 1])
     hold_out(split, n)
     with pytest.raises(UserError, match="give 4 to 18 for these 22 images"):

@@ -1,4 +1,4 @@
-"""The synthetic data set: reproducible, balanced, and not to be solved by colour or by a linear classifier."""
+"""The synthetic data set: reproducible, balanced, and not solvable by colour or by a linear classifier."""
 
 from __future__ import annotations
 
@@ -50,11 +50,8 @@ def test_there_are_ten_classes_with_different_names():
 def test_images_and_labels_have_the_promised_shapes_and_types(n):
     images, labels = generate(n)
     assert (images.shape, images.dtype) == ((n, 32, 32, 3), torch.uint8)
+    assert images.is_contiguous()
     assert (labels.shape, labels.dtype) == ((n,), torch.int64)
-
-
-def test_images_are_contiguous():
-    assert generate(7)[0].is_contiguous()
 
 
 def test_a_negative_number_of_images_is_refused():
@@ -117,7 +114,7 @@ def test_every_class_comes_in_many_colours(train_set):
         assert mean_colours.std(dim=0).min() > 20
 
 
-def test_the_mean_colour_does_not_give_the_class_away(train_set, test_set):
+def test_the_mean_colour_does_not_reveal_the_class(train_set, test_set):
     train_colours, test_colours = (images.double().mean(dim=(1, 2)) for images, _ in (train_set, test_set))
     centres = torch.stack([train_colours[train_set[1] == label].mean(dim=0) for label in range(len(CLASSES))])
     nearest = torch.cdist(test_colours, centres).argmin(dim=1)
@@ -143,7 +140,7 @@ def test_every_shape_is_its_own_mirror_image():
     assert difference.max() < 1e-4
 
 
-def test_every_shape_lies_inside_its_picture():
+def test_every_shape_lies_inside_its_image():
     scene = _draw_scene(1000, torch.Generator().manual_seed(0))
     mask = _mask(scene, torch.arange(1000) % len(CLASSES))
     border = torch.cat([mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]], dim=1)

@@ -1,4 +1,4 @@
-"""Servers that deliver an archive, each as badly as its `Answer` has it."""
+"""Servers that deliver an archive, well or badly: each `Answer` is one way to behave."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Answer = Callable[[BaseHTTPRequestHandler, int], None]  # called with the reques
 
 
 class OneByOneServer(HTTPServer):
-    """Gives every request to one `answer`, one after the other, and remembers the Range header of each."""
+    """Handles requests one after the other with `answer`, and records the Range header of each."""
 
     def __init__(self, answer: Answer):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -25,11 +25,11 @@ class OneByOneServer(HTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/{NAME}"
 
     def handle_error(self, *_: object) -> None:
-        """Clients hang up on a server that misbehaves."""
+        """Prints nothing: clients disconnect from a server that misbehaves."""
 
 
 class Server(ThreadingHTTPServer, OneByOneServer):
-    """As `OneByOneServer`, and all at once."""
+    """Like `OneByOneServer`, but handles requests at the same time."""
 
     daemon_threads = True
 
@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def whole(contents: bytes = CONTENTS, *, kind: str = "application/gzip", at_most: int | None = None) -> Answer:
-    """A server that knows no ranges; it hangs up after `at_most` bytes."""
+    """A server without support for ranges; it disconnects after `at_most` bytes."""
 
     def answer(request: BaseHTTPRequestHandler, _: int) -> None:
         send(request, 200, {"Content-Type": kind, "Content-Length": len(contents)}, contents[:at_most])
@@ -54,7 +54,7 @@ def whole(contents: bytes = CONTENTS, *, kind: str = "application/gzip", at_most
 
 
 def resumable(contents: bytes = CONTENTS, *, at_most: int | None = None) -> Answer:
-    """A server that knows ranges; it hangs up after `at_most` bytes of each answer."""
+    """A server with support for ranges; it disconnects after `at_most` bytes of each response."""
 
     def answer(request: BaseHTTPRequestHandler, start: int) -> None:
         if start >= len(contents):
@@ -76,18 +76,19 @@ def redirecting(url: str) -> Answer:
 
 
 def first_and_then(first: Answer, others: Answer) -> Answer:
-    """A server that is another after its first answer."""
+    """A server that answers the first request with `first`, and every later one with `others`."""
     answers = iter([first])
     return lambda request, start: next(answers, others)(request, start)
 
 
 def lying(headers: dict[str, object], contents: bytes = CONTENTS) -> Answer:
-    """A server that knows no ranges, and says other things of what it sends than are true."""
+    """A server without support for ranges, whose headers are wrong."""
     return lambda request, _: send(request, 200, headers, contents)
 
 
 def ranged(extent: str | None, contents: Callable[[int], bytes]) -> Answer:
-    """A server that answers a range with `extent`, {start} being what was asked for, and with `contents(start)`."""
+    """A server that answers a range request with the Content-Range `extent` ({start}: the requested byte) and with
+    `contents(start)`."""
 
     def answer(request: BaseHTTPRequestHandler, start: int) -> None:
         if start:
@@ -100,7 +101,7 @@ def ranged(extent: str | None, contents: Callable[[int], bytes]) -> Answer:
 
 
 def chunked(at_most: int | None = None) -> Answer:
-    """A server that does not say how long the archive is, but where it ends; it hangs up after `at_most` bytes."""
+    """A server that sends the archive in chunks, without its length; it disconnects after `at_most` bytes."""
 
     def answer(request: BaseHTTPRequestHandler, start: int) -> None:
         body = CONTENTS[start:][:at_most]
@@ -114,7 +115,7 @@ def chunked(at_most: int | None = None) -> Answer:
 
 
 def reset_after(at_most: int) -> Answer:
-    """A server that sends some bytes and then breaks the connection by force, as a restarting router does."""
+    """A server that sends some bytes and then resets the connection, as a restarting router does."""
 
     def answer(request: BaseHTTPRequestHandler, start: int) -> None:
         resumable(at_most=at_most)(request, start)

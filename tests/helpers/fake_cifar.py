@@ -1,4 +1,4 @@
-"""Tiny archives, laid out and pickled as the official ones are, and a torchvision that takes them for real."""
+"""Tiny archives with the layout and pickle format of the official ones, and a way to make torchvision accept them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ SOURCES = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.data
 LABELS_KEYS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
-def build(name: str, *, images_per_member: int = 10, seed: int = 0) -> bytes:
-    """An archive of random images; its members come in no particular order, as in the original."""
+def build(name: str, *, images_per_member: int = 10, seed: int = 0, junk: str = "readme.html") -> bytes:
+    """An archive of random images, its members in no particular order as in the original; the member `junk` is not a
+    pickle."""
     source = SOURCES[name]
     rng = np.random.default_rng(seed)
     members = {}
@@ -30,7 +31,7 @@ def build(name: str, *, images_per_member: int = 10, seed: int = 0) -> bytes:
                 LABELS_KEYS[name]: [i % 10 for i in range(images_per_member)],
             }
         )
-    members["readme.html"] = b"<html>not a pickle</html>"
+    members[junk] = b"<html>not a pickle</html>"
     members[source.meta["filename"]] = python2_pickle({source.meta["key"]: [f"class {i}" for i in range(10)]})
     return pack({f"{source.base_folder}/{member}": contents for member, contents in members.items()})
 
@@ -56,7 +57,7 @@ def python2_pickle(contents: dict) -> bytes:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, archive: bytes, url: str = "http://localhost:9/never") -> None:
-    """Makes `archive` the official one; by default no server has it."""
+    """Makes `archive` the official one; by default no server delivers it."""
     monkeypatch.setattr(SOURCES[name], "tgz_md5", hashlib.md5(archive).hexdigest())
     monkeypatch.setattr(SOURCES[name], "url", url)
     monkeypatch.setitem(cifar.SIZES, name, len(archive))

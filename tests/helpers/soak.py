@@ -204,7 +204,7 @@ def prepared() -> Iterator[Path]:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         (root / "temporary").mkdir()
         stack.enter_context(mock.patch.object(tempfile, "tempdir", str(root / "temporary")))
-        for module in ("build", "runs.checkpoint"):
+        for module in ("build", "predict"):
             stack.enter_context(mock.patch(f"fast_cifar.{module}.CustomResNet", SmallNetwork))
         stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, interrupt_training))
         yield root

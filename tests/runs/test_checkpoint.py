@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and never trusted."""
+"""Checkpoints: written whole or not at all, and checked when they are read."""
 
 import pickle
 import threading
@@ -12,9 +12,9 @@ from fast_cifar.system.errors import UserError
 from tests.conftest import needs_cuda
 
 
-def contents(model, classes=10):
+def contents(model):
     return {
-        "classes": [str(i) for i in range(classes)],
+        "classes": [str(i) for i in range(10)],
         "mean": [0.5] * 3,
         "std": [0.2] * 3,
         "size": 32,
@@ -37,9 +37,19 @@ def saved(tmp_path, model):
 
 
 def test_what_was_saved_is_loaded(saved, model):
-    loaded = checkpoint.network_of(checkpoint.load(saved), saved)
-    for mine, theirs in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True):
-        assert torch.equal(mine, theirs)
+    loaded = checkpoint.load(saved)
+    weights = loaded.pop("model")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert loaded == {
+        "format": checkpoint.FORMAT,
+        "network": "CustomResNet",
+        "classes": [str(i) for i in range(10)],
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "size": 32,
+        "options": {"dropout": 0.0, "width": 64},
+        "epoch": 1,
+    }
 
 
 def test_plain_torch_reads_it_with_weights_only(saved):
@@ -68,14 +78,14 @@ def test_an_empty_checkpoint_is_named(tmp_path):
 
 @pytest.mark.parametrize("junk", [b"junk", b"\x80\x02junk", b"PK\x03\x04junk", b"<html>no</html>", bytes(1000)])
 def test_junk_is_named(tmp_path, junk):
-    with pytest.raises(UserError, match=r"x\.pt is no readable checkpoint"):
+    with pytest.raises(UserError, match=r"x\.pt is not a readable checkpoint"):
         checkpoint.load(write(tmp_path / "x.pt", junk))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_checkpoint_is_named(saved, tmp_path, share):
     data = saved.read_bytes()
-    with pytest.raises(UserError, match=r"x\.pt is no readable checkpoint"):
+    with pytest.raises(UserError, match=r"x\.pt is not a readable checkpoint"):
         checkpoint.load(write(tmp_path / "x.pt", data[: int(len(data) * share)]))
 
 
@@ -84,10 +94,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "harm"), "w"))
 
-    with pytest.raises(UserError, match="no readable checkpoint"):
+    with pytest.raises(UserError, match="not a readable checkpoint"):
         checkpoint.load(write(tmp_path / "x.pt", pickle.dumps(Harm())))
     torch.save({"format": checkpoint.FORMAT, "harm": Harm()}, tmp_path / "y.pt")
-    with pytest.raises(UserError, match="no readable checkpoint"):
+    with pytest.raises(UserError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path / "y.pt")
     assert not (tmp_path / "harm").exists()
 
@@ -122,7 +132,10 @@ NONSENSE = [
     ("mean", [0.5, 0.5, "x"]),
     ("mean", [0.5, 0.5, float("nan")]),
     ("mean", [0.5, 0.5, 10**400]),
+    ("mean", [0.5, 0.5, 1.5]),
+    ("mean", [0.5, 0.5, -0.5]),
     ("std", [0.5, 0.5, 0]),
+    ("std", [0.5, 0.5, 2]),
     ("model", {"a": 1}),
     ("model", [1]),
     ("options", {}),
@@ -144,32 +157,24 @@ def test_a_checkpoint_with_nonsense_in_it_is_refused(tmp_path, model, key, value
         checkpoint.load(tmp_path / "x.pt")
 
 
-def test_a_network_comes_back_in_the_width_it_was_trained_in(tmp_path):
-    model = CustomResNet(width=8)
-    checkpoint.save(tmp_path / "x.pt", contents(model) | {"options": {"dropout": 0.0, "width": 8}})
-    back = checkpoint.network_of(checkpoint.load(tmp_path / "x.pt"), tmp_path / "x.pt")
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
-
-
-def test_training_cannot_go_on_from_weights_alone(saved):
+def test_training_cannot_continue_from_weights_alone(saved):
     with pytest.raises(UserError, match="incomplete: it has no best, metrics, optimizer"):
         checkpoint.load_training(saved)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_a_name_that_no_file_can_have_is_refused(name):
+def test_an_impossible_file_name_is_refused(name):
     with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint.load(name)
 
 
-def test_weights_of_another_shape_are_refused(tmp_path, model):
-    checkpoint.save(tmp_path / "x.pt", contents(model, classes=7))
-    with pytest.raises(UserError, match="another network"):
-        checkpoint.network_of(checkpoint.load(tmp_path / "x.pt"), tmp_path / "x.pt")
+def test_weights_of_another_shape_are_refused(model):
+    with pytest.raises(UserError, match=r"x\.pt holds the weights of another network"):
+        checkpoint.load_weights(CustomResNet(num_classes=7), model.state_dict(), "x.pt")
 
 
 def slow_save(monkeypatch):
-    """Holds the disk until `go` is set; returns (go, the files as they were written)."""
+    """Blocks every write until `go` is set; returns (go, the list of files in the order of writing)."""
     go, written = threading.Event(), []
 
     def save(path, contents, previous=None):
@@ -183,14 +188,14 @@ def slow_save(monkeypatch):
 CPU = torch.device("cpu")
 
 
-def test_all_that_was_ordered_is_written_at_the_end(tmp_path, model):
+def test_everything_is_written_when_the_block_ends(tmp_path, model):
     with checkpoint.Writer(CPU) as writer:
         for epoch in range(1, 4):
             writer.save({tmp_path / "last.pt": contents(model) | {"epoch": epoch}})
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
 
 
-def test_training_may_go_on_changing_the_weights(tmp_path, monkeypatch):
+def test_training_may_change_the_weights_after_saving(tmp_path, monkeypatch):
     real, go = checkpoint.save, threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: go.wait(10) and real(*arguments))
     weights = torch.zeros(3)
@@ -203,12 +208,12 @@ def test_training_may_go_on_changing_the_weights(tmp_path, monkeypatch):
     assert not stored["list"][0].any()
 
 
-def test_a_slow_disk_holds_up_nothing_and_what_waits_gives_way_to_what_is_newer(tmp_path, monkeypatch):
+def test_a_slow_disk_delays_nothing_and_newer_contents_replace_waiting_ones(tmp_path, monkeypatch):
     go, written = slow_save(monkeypatch)
     last, best = tmp_path / "last.pt", tmp_path / "best.pt"
     with checkpoint.Writer(CPU) as writer:
         writer.save({best: {"epoch": 1}, last: {"epoch": 1}})
-        while writer._waiting:  # until the thread has taken it
+        while writer._waiting:  # until the thread has started to write it
             pass
         writer.save({last: {"epoch": 2}})
         writer.save({best: {"epoch": 3}, last: {"epoch": 3}})
@@ -218,7 +223,7 @@ def test_a_slow_disk_holds_up_nothing_and_what_waits_gives_way_to_what_is_newer(
     assert written == [("best.pt", 1), ("last.pt", 1), ("best.pt", 3), ("last.pt", 4)]
 
 
-def order(path, then=lambda writer: None):
+def save_one(path, then=lambda writer: None):
     with checkpoint.Writer(CPU) as writer:
         writer.save({path: {"epoch": 1}})
         then(writer)
@@ -226,31 +231,31 @@ def order(path, then=lambda writer: None):
 
 def test_a_failed_write_is_raised_at_the_end(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
-        order(tmp_path / "gone" / "last.pt")
+        save_one(tmp_path / "gone" / "last.pt")
 
 
-def test_a_failed_write_is_raised_by_the_next_order(tmp_path):
-    def order_another(writer):
+def test_a_failed_write_is_raised_by_the_next_save(tmp_path):
+    def save_another(writer):
         while not all(write.done() for write in writer._writes):
             pass
         writer.save({tmp_path / "last.pt": {"epoch": 2}})
-        raise AssertionError("the second order should have raised")
+        raise AssertionError("the second save should have raised")
 
     with pytest.raises(UserError, match="cannot write"):
-        order(tmp_path / "gone" / "last.pt", order_another)
+        save_one(tmp_path / "gone" / "last.pt", save_another)
 
 
-def test_an_interruption_is_not_hidden_and_what_was_ordered_is_written(tmp_path):
+def test_an_interruption_is_not_hidden_and_waiting_files_are_written(tmp_path):
     def interrupt(writer):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        order(tmp_path / "a.pt", interrupt)
+        save_one(tmp_path / "a.pt", interrupt)
     assert torch.load(tmp_path / "a.pt", weights_only=True)["epoch"] == 1
 
 
 @needs_cuda
-def test_a_copy_from_cuda_is_of_the_moment_of_the_order(tmp_path):
+def test_a_copy_from_cuda_has_the_values_of_the_moment_of_saving(tmp_path):
     weights = torch.zeros(2**24, device="cuda")
     with checkpoint.Writer(torch.device("cuda")) as writer:
         writer.save({tmp_path / "a.pt": {"w": weights}})

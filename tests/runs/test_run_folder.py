@@ -9,7 +9,7 @@ from fast_cifar.system.errors import UserError
 
 
 def row(epoch, **changes):
-    """A line of the history with all that a sound one has."""
+    """A valid row of the history."""
     names = ("lr", "train_loss", "train_accuracy", "images_per_second", "seconds", "evaluation_seconds")
     return {"epoch": epoch, **dict.fromkeys(names, 0.5), "test_loss": None, "test_accuracy": None} | changes
 
@@ -30,15 +30,9 @@ def folder(tmp_path):
     return RunFolder.create(tmp_path / "runs" / "a")
 
 
-def test_an_existing_folder_is_refused_and_resume_offered(folder):
+def test_an_existing_folder_is_refused_and_resume_suggested(folder):
     with pytest.raises(UserError, match=r"exists already.*--resume"):
         RunFolder.create(folder.path)
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out"):
-        RunFolder.create(tmp_path / "file" / "a")
 
 
 def test_a_name_that_is_too_long_is_one_error(tmp_path):
@@ -48,14 +42,14 @@ def test_a_name_that_is_too_long_is_one_error(tmp_path):
         RunFolder.open(tmp_path / ("x" * 300))
 
 
-def test_a_folder_that_cannot_be_made_is_known_before_any_work(tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'file'} is not a folder; choose another folder with --out"):
         check_new(tmp_path / "file" / "runs" / "a")
     check_new(tmp_path / "not" / "yet" / "a")
 
 
-def test_two_runs_without_a_name_do_not_meet(tmp_path, monkeypatch):
+def test_runs_without_a_name_get_different_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda _: "now")
     names = []
     for _ in range(3):
@@ -72,27 +66,26 @@ def test_only_a_run_can_be_opened(tmp_path, folder):
     assert RunFolder.open(folder.path).config() == {"epochs": 3}
 
 
+# Empty, cut short, not an object, not UTF-8, nested too deeply, and a number with too many digits.
 JUNK = [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"epochs": ' + b"9" * 5000 + b"}"]
 
 
 @pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
-def test_a_damaged_configuration_is_named(folder, junk):
-    (folder / "config.json").write_bytes(junk)
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
+def test_a_damaged_file_is_named_with_a_remedy(folder, junk):
+    for name in ("config.json", "summary.json", "lrfind.json"):
+        (folder / name).write_bytes(junk)
+    with pytest.raises(UserError, match=r"config\.json is damaged: it holds no JSON object; restore it, or start"):
         folder.config()
-
-
-@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
-def test_a_damaged_summary_is_named(folder, junk):
-    (folder / "summary.json").write_bytes(junk)
-    with pytest.raises(UserError, match=r"summary\.json is damaged: .*; delete it"):
+    with pytest.raises(UserError, match=r"summary\.json is damaged: it holds no JSON object; delete it"):
         folder.summary()
+    with pytest.raises(UserError, match=r"lrfind\.json is damaged: it holds no JSON object; delete it"):
+        folder.range_test()
 
 
 @pytest.mark.parametrize("value", [None, "x", True, [], -1, float("nan"), float("inf"), 10**400])
 def test_a_summary_without_an_accuracy_is_damaged(folder, value):
     (folder / "summary.json").write_text(json.dumps(SUMMARY | {"test_accuracy": value}))
-    with pytest.raises(UserError, match=r"summary\.json is damaged: test_accuracy is no number"):
+    with pytest.raises(UserError, match=r"summary\.json is damaged: its test_accuracy is not a number; delete it"):
         folder.summary()
 
 
@@ -103,7 +96,7 @@ def test_history_comes_back_in_order(folder):
 
 
 @pytest.mark.parametrize("end", [b'{"epoch": 2, "tra', b"\xff\xfe\n", b"[1]\n", bytes(50), *JUNK])
-def test_a_line_cut_short_by_a_kill_ends_the_history(folder, end):
+def test_a_damaged_line_ends_the_history(folder, end):
     folder.append_history(row(1))
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(end)
@@ -112,7 +105,7 @@ def test_a_line_cut_short_by_a_kill_ends_the_history(folder, end):
     assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
-def test_epochs_to_be_done_again_are_dropped(folder):
+def test_epochs_that_will_be_repeated_are_removed(folder):
     for epoch in (1, 2, 3):
         folder.append_history(row(epoch))
     assert folder.cut_history(2) == [row(1), row(2)]
@@ -134,7 +127,7 @@ NO_ROWS = [
 
 
 @pytest.mark.parametrize("line", NO_ROWS, ids=range(len(NO_ROWS)))
-def test_an_epoch_that_is_done_and_has_no_sound_line_is_named(folder, line):
+def test_an_epoch_without_a_valid_row_is_named(folder, line):
     for each in (row(1), line, row(3)):
         folder.append_history(each)
     before = (folder / "metrics.jsonl").read_bytes()
@@ -144,19 +137,19 @@ def test_an_epoch_that_is_done_and_has_no_sound_line_is_named(folder, line):
     assert folder.cut_history(1) == [row(1)]
 
 
-def test_a_history_that_does_not_count_is_not_looked_at(folder):
+def test_a_history_before_the_first_epoch_is_not_read(folder):
     (folder / "metrics.jsonl").write_bytes(b"\xff")
     assert folder.cut_history(0) == []
 
 
-def test_a_line_of_the_history_is_on_the_disk_before_a_checkpoint_counts_on_it(folder, monkeypatch):
+def test_a_row_of_the_history_is_flushed_to_the_disk(folder, monkeypatch):
     flushed = []
     monkeypatch.setattr("os.fsync", lambda file: flushed.append((folder / "metrics.jsonl").read_text()))
     folder.append_history({"epoch": 1})
     assert flushed == ['{"epoch": 1}\n']
 
 
-def test_no_number_is_written_that_json_does_not_know(folder):
+def test_a_number_that_json_does_not_have_is_refused(folder):
     with pytest.raises(ValueError, match="JSON"):
         folder.append_history({"loss": float("nan")})
 
@@ -171,5 +164,5 @@ def test_there_is_no_summary_before_the_end(folder):
     ("data", "start"),
     [("cifar10", "cifar10-"), ("/x/pets", "pets-"), ("/x/cifar-10-python.tar.gz", "cifar-10-python-")],
 )
-def test_a_run_without_a_name_is_called_after_its_data(data, start):
+def test_a_run_without_a_name_is_named_after_its_data(data, start):
     assert new_path("runs", None, data).name.startswith(start)

@@ -84,7 +84,7 @@ def never_stopped(quick, tmp_path_factory):
     """The folder of a run of 2 epochs, each of 3 steps and of 3 batches to test."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("build", "runs.checkpoint"):
+        for module in ("build", "predict"):
             patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
         train(quick(out=str(out), name="a", dropout=0.3, deterministic=True), log=silent)
     return out / "a"
@@ -162,7 +162,7 @@ def test_without_a_sound_checkpoint_a_run_is_refused_and_nothing_is_touched(
     for name in ("last.pt", "previous.pt"):
         (tmp_path / "a" / name).write_bytes(b"junk")
     before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    with pytest.raises(UserError, match=r"no readable checkpoint"):
+    with pytest.raises(UserError, match=r"not a readable checkpoint"):
         train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
     assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
 

@@ -1,4 +1,4 @@
-"""Mean and interval of several seeds against the tables of a statistics book."""
+"""Mean and confidence interval of several seeds, compared with printed tables and with scipy."""
 
 import pytest
 

@@ -1,14 +1,26 @@
-"""Devices, precisions and switches."""
+"""Devices, precision, random state and switches."""
 
+import io
 import os
+import random
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 
 from fast_cifar.system import device as device_module
-from fast_cifar.system.device import check_compiler, has_native_bf16, resolve_device, resolve_precision, seeded_run
+from fast_cifar.system.device import (
+    check_compiler,
+    has_native_bf16,
+    random_state,
+    resolve_device,
+    resolve_precision,
+    seeded_run,
+    set_random_state,
+)
 from fast_cifar.system.errors import UserError
+from tests.conftest import DEVICES, needs_cuda
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -20,7 +32,7 @@ def test_the_cpu_is_always_there():
 @pytest.mark.parametrize(
     ("present", "expected"), [(("cuda", "mps", "cpu"), CUDA), (("mps", "cpu"), MPS), (("cpu",), CPU)]
 )
-def test_auto_takes_the_fastest_kind_there_is(monkeypatch, present, expected):
+def test_auto_takes_the_fastest_kind_available(monkeypatch, present, expected):
     monkeypatch.setattr(device_module, "_is_present", lambda device: device.type in present)
     assert resolve_device("auto") == expected
 
@@ -37,7 +49,7 @@ def test_an_absent_device_is_refused(monkeypatch):
         resolve_device("cuda")
 
 
-def test_a_card_that_is_not_there_is_refused(monkeypatch):
+def test_an_absent_card_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda:1")
@@ -63,7 +75,7 @@ def test_auto_takes_bf16_only_where_it_is_native(monkeypatch, device, native, as
     assert resolve_precision(device, True, asked).name == expected
 
 
-def test_falling_back_to_fp32_is_said(monkeypatch):
+def test_falling_back_to_fp32_has_a_note(monkeypatch):
     monkeypatch.setattr(device_module, "has_native_bf16", lambda device: False)
     assert "fp32" in resolve_precision(CPU, True, "auto").note
     assert resolve_precision(CPU, False, "auto").note is None
@@ -119,7 +131,7 @@ def test_the_seed_decides_what_is_drawn_inside_and_nothing_outside():
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_the_switches_are_set_inside_and_put_back(deterministic):
+def test_the_switches_are_set_inside_and_restored(deterministic):
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     with seeded_run(0, CPU, deterministic=deterministic):
         assert torch.are_deterministic_algorithms_enabled() is deterministic
@@ -127,7 +139,40 @@ def test_the_switches_are_set_inside_and_put_back(deterministic):
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
 
 
-def test_determinism_prepares_cublas(monkeypatch):
+def test_determinism_configures_cublas(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with seeded_run(0, CPU, deterministic=True):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def numbers(device="cpu"):
+    """One random number of each generator."""
+    return torch.rand(1).item(), torch.rand(1, device=device).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_random_generator_is_restored(device):
+    state = random_state()
+    before = numbers(device)
+    set_random_state(state)
+    assert numbers(device) == before
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_random_state_of_a_device_survives_a_checkpoint(device):
+    file = io.BytesIO()
+    torch.save(random_state(torch.device(device)), file)
+    before = numbers(device)
+    file.seek(0)
+    set_random_state(torch.load(file, weights_only=True), torch.device(device))
+    after = numbers(device)
+    assert after[:2] == before[:2]
+    assert after[2:] != before[2:]  # numpy's and Python's are not a run's
+
+
+@needs_cuda
+def test_a_random_state_of_the_cpu_is_restored_on_cuda_too():
+    state = random_state(CPU)
+    before = torch.rand(1)
+    set_random_state(state, CUDA)
+    assert torch.equal(torch.rand(1), before)

@@ -1,4 +1,4 @@
-"""How a script ends."""
+"""Exit codes and error lines of a script."""
 
 import pytest
 
@@ -17,14 +17,14 @@ def test_success_is_0_and_silent(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_the_user_can_mend_is_2_and_one_line(capsys):
+def test_a_user_error_is_2_and_one_line(capsys):
     assert run_script(raising(UserError("a.png is empty"))) == 2
     assert capsys.readouterr() == ("", "error: a.png is empty\n")
 
 
-def test_an_interruption_is_130_and_says_how_to_go_on(capsys):
-    assert run_script(raising(KeyboardInterrupt("interrupted; go on"))) == 130
-    assert capsys.readouterr().err == "interrupted; go on\n"
+def test_an_interruption_is_130_and_prints_its_message(capsys):
+    assert run_script(raising(KeyboardInterrupt("interrupted; --resume"))) == 130
+    assert capsys.readouterr().err == "interrupted; --resume\n"
 
 
 def test_a_bug_keeps_its_traceback():
@@ -33,8 +33,5 @@ def test_a_bug_keeps_its_traceback():
 
 
 def test_an_error_is_one_line_even_where_a_path_has_two(capsys):
-    def script():
-        raise UserError("a\nb is missing")
-
-    assert run_script(script) == 2
+    assert run_script(raising(UserError("a\nb is missing"))) == 2
     assert capsys.readouterr().err == "error: a b is missing\n"

@@ -1,13 +1,15 @@
-"""Files that are whole or not there at all."""
+"""Files that are written whole or not at all, and JSON files."""
+
+import json
 
 import pytest
 
 from fast_cifar.system.errors import UserError
-from fast_cifar.system.files import atomic_write
+from fast_cifar.system.files import atomic_write, is_number, read_json, write_json
 
 
-def fail(path):
-    with atomic_write(path) as file:
+def fail(path, previous=None):
+    with atomic_write(path, previous=previous) as file:
         file.write(b"half")
         raise OSError("disk full")
 
@@ -20,44 +22,66 @@ def test_the_file_appears_when_the_block_ends(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
-    (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(UserError, match="cannot write .*disk full"):
-        fail(tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_a_failure_makes_no_file(tmp_path):
+def test_a_failure_creates_no_file(tmp_path):
     with pytest.raises(UserError, match="cannot write .*disk full"):
         fail(tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_file_that_was_there_is_kept_under_another_name(tmp_path):
+def test_the_previous_file_is_kept_under_another_name(tmp_path):
     for content in (b"first", b"second", b"third"):
         with atomic_write(tmp_path / "a", previous=tmp_path / "b") as file:
             file.write(content)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"third", "b": b"second"}
 
 
-def test_it_is_kept_where_a_file_can_have_one_name_only_too(tmp_path, monkeypatch):
+def test_the_previous_file_is_kept_on_file_systems_without_hard_links(tmp_path, monkeypatch):
     def link(source, target):
         raise OSError("no links here")
 
     monkeypatch.setattr("os.link", link)
-    test_the_file_that_was_there_is_kept_under_another_name(tmp_path)
+    test_the_previous_file_is_kept_under_another_name(tmp_path)
 
 
-def test_a_failure_leaves_both_as_they_were(tmp_path):
+def test_a_failure_changes_neither_the_file_nor_the_previous_one(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
-
-    def write():
-        with atomic_write(tmp_path / "a", previous=tmp_path / "b") as file:
-            file.write(b"half")
-            raise OSError("disk full")
-
-    with pytest.raises(UserError):
-        write()
+    with pytest.raises(UserError, match="cannot write .*disk full"):
+        fail(tmp_path / "a", previous=tmp_path / "b")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b"}
+
+
+@pytest.mark.parametrize("name", ["café 猫", "undecodable \udce9", "a\nb", "", "\\udce9"])
+def test_json_comes_back_as_it_was_written_and_is_utf_8(tmp_path, name):
+    path = tmp_path / "new folder" / "a.json"
+    write_json(path, {"name": name, name: [1, 2.5, None, True]})
+    assert read_json(path) == {"name": name, name: [1, 2.5, None, True]} == json.loads(path.read_text("utf-8"))
+
+
+def test_json_is_readable_text(tmp_path):
+    write_json(tmp_path / "a.json", {"spread": "± 0.1"})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "spread": "± 0.1"\n}\n'
+
+
+def test_a_json_file_that_cannot_be_used_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json cannot be read \(No such file or directory\); make it"):
+        read_json(tmp_path / "a.json", "make it")
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"a\.json is damaged: it holds no JSON object; fix it or delete it"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_json_file_whose_folder_cannot_be_created_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot create the folder"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+@pytest.mark.parametrize("value", [0, -1.5, 10**30])
+def test_numbers_are_numbers(value):
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [None, "1", True, [], float("nan"), float("inf"), 10**400])
+def test_other_values_are_not_numbers(value):
+    assert not is_number(value)

@@ -1,4 +1,4 @@
-"""Out of memory in all the ways torch says it, and the peak."""
+"""Out-of-memory errors of every kind, and the peak memory."""
 
 import pytest
 import torch
@@ -33,18 +33,18 @@ def test_another_error_passes_through():
         raise RuntimeError("shapes differ")
 
 
-def test_the_peak_of_a_process_never_falls_and_counts_what_was_touched():
+def test_the_peak_of_a_process_includes_what_has_been_freed():
     before = peak_memory(torch.device("cpu"))
     torch.ones(before + 2**26, dtype=torch.uint8)
     assert peak_memory(torch.device("cpu")) >= before + 2**26
 
 
-def test_nobody_counts_on_mps():
+def test_the_peak_is_not_measured_on_mps():
     assert peak_memory(torch.device("mps")) is None
 
 
 @needs_cuda
-def test_the_peak_on_cuda_can_be_measured_anew():
+def test_the_peak_on_cuda_can_be_reset():
     device = torch.device("cuda")
     torch.empty(2**28, dtype=torch.uint8, device=device)
     torch.cuda.empty_cache()

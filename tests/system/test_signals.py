@@ -1,4 +1,4 @@
-"""The first signal asks, the second stops; and whole processes, stopped and killed, lose nothing."""
+"""The first signal requests a stop, the second interrupts; stopped and killed processes lose nothing."""
 
 import os
 import random
@@ -21,7 +21,7 @@ unix = pytest.mark.skipif(os.name == "nt", reason="sends signals as Unix does")
 
 @unix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_interrupts(number):
+def test_the_first_signal_requests_a_stop_and_the_second_interrupts(number):
     said = []
 
     def twice():
@@ -51,14 +51,14 @@ def test_sigterm_interrupts_as_ctrl_c_does():
         terminate()
 
 
-def test_the_handlers_from_before_are_back_afterwards():
+def test_the_previous_handlers_are_restored():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with stop_on_signal(StopRequest(), lambda: None):
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
+def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stop_on_signal(StopRequest(), lambda: None):
@@ -67,7 +67,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_outside_the_main_thread_nothing_is_installed_and_nothing_breaks():
+def test_outside_the_main_thread_no_handler_is_installed():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
@@ -92,38 +92,36 @@ QUIET = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "tex
 
 
 @pytest.fixture(scope="module")
-def left_alone(class_folder, tmp_path_factory):
-    """The folder of a run that nobody disturbed."""
+def uninterrupted(class_folder, tmp_path_factory):
+    """The folder of a run that was not interrupted."""
     out = tmp_path_factory.mktemp("alone")
     subprocess.run(command(class_folder, out, "--name", "whole"), check=True, **QUIET)
     return out / "whole"
 
 
-def listen():
-    """The child hears Ctrl-C even where this test runs in a shell's background job, whose children ignore it."""
+def handle_ctrl_c():
+    """Makes a child process handle Ctrl-C even if the tests run in a shell's background job, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @unix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_process_that_was_stopped_or_killed_ends_as_one_that_was_left_alone(
-    class_folder, left_alone, tmp_path, number
-):
-    process = subprocess.Popen(command(class_folder, tmp_path, "--name", "stopped"), preexec_fn=listen, **QUIET)
+def test_a_stopped_or_killed_run_resumes_to_the_same_result(class_folder, uninterrupted, tmp_path, number):
+    process = subprocess.Popen(command(class_folder, tmp_path, "--name", "stopped"), preexec_fn=handle_ctrl_c, **QUIET)
     folder = tmp_path / "stopped"
     while not (folder / "last.pt").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     time.sleep(random.random() / 2)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), errors
     if number != signal.SIGKILL:
         assert "--resume" in errors
         assert not list(folder.glob(".*"))
     resume = [sys.executable, "run_train.py", "--resume", str(folder)]
     subprocess.run(resume, check=True, **QUIET)
-    whole, stopped = (torch.load(path / "last.pt", weights_only=True) for path in (left_alone, folder))
+    whole, stopped = (torch.load(path / "last.pt", weights_only=True) for path in (uninterrupted, folder))
     assert all(torch.equal(value, stopped["model"][key]) for key, value in whole["model"].items())
-    assert [*map(without_times, rows(left_alone))] == [*map(without_times, rows(folder))]
+    assert [*map(without_times, rows(uninterrupted))] == [*map(without_times, rows(folder))]
     assert not list(folder.glob(".*"))
