@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,8 +41,6 @@ def load_dataset(
     Raises:
         UserError: there is no such data set, it is damaged or unsuitable, or it cannot be downloaded or cached.
     """
-    if not test:
-        return dataclasses.replace(load_dataset(name_or_path, data_dir, mirrors=mirrors, resize=resize), test=None)
     name, data_dir = str(name_or_path), Path(data_dir)
     splits = ("train", "test") if test else ("train",)
     if name in cifar.SIZES:
