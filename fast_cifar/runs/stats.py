@@ -1,4 +1,4 @@
-"""From the results of several seeds to a mean and how far it can be trusted."""
+"""The mean of several seeds, its confidence interval, and Student's t."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def summarize(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The summary of several runs of one recipe.
 
     Returns:
-        What they have in common; the means of what they measured, under the same names as in one summary; `runs`, each
-        run's `test_accuracy` (`val_accuracy` with `--no-test`); and of those `n`, `mean`, `std` (n - 1; None for one
-        run) and `interval`, the ends of the 95 % confidence interval of the mean (Student's t; None for one run).
+        The entries of one summary, measurements averaged over all runs; `runs`, the `test_accuracy` of each run
+        (`val_accuracy` with `--no-test`); and of those `n`, `mean`, `std` (n - 1; None for one run) and `interval`, the
+        ends of the 95 % confidence interval of the mean (Student's t; None for one run).
     """
     result: dict[str, Any] = {}
     for name, value in summaries[0].items():
         values = [summary[name] for summary in summaries]
         measured = isinstance(value, float) and all(isinstance(other, float) for other in values)
         result[name] = statistics.fmean(values) if measured else value
-    judge = "val_accuracy" if summaries[0]["test_accuracy"] is None else "test_accuracy"
-    accuracies = [summary[judge] for summary in summaries]
+    headline = "val_accuracy" if summaries[0]["test_accuracy"] is None else "test_accuracy"
+    accuracies = [summary[headline] for summary in summaries]
     mean, n = statistics.fmean(accuracies), len(accuracies)
     std = statistics.stdev(accuracies) if n > 1 else None
     half = None if std is None else t_quantile(n - 1) * std / n**0.5
@@ -31,22 +31,22 @@ def summarize(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return result | {"runs": accuracies, "n": n, "mean": mean, "std": std, "interval": interval}
 
 
-def t_quantile(freedom: float, probability: float = 0.975) -> float:
-    """The value below which Student's t with `freedom` >= 1 degrees of freedom falls with `probability` in (0.5, 1).
+def t_quantile(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom: |t| is below it 95 % of the time.
 
-    With t = sqrt(freedom) * tan(angle) its density becomes cos(angle) ** (freedom - 1), which is easily summed.
+    With t = sqrt(freedom) * tan(angle), the density becomes cos(angle) ** (freedom - 1), which is easy to integrate.
     """
     angles = np.linspace(0.0, np.pi / 2, 200_001)
     density = np.cos(angles) ** (freedom - 1)
     mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
-    angle = np.interp(2 * probability - 1, mass / mass[-1], angles)
+    angle = np.interp(0.95, mass / mass[-1], angles)
     return float(np.sqrt(freedom) * np.tan(angle))
 
 
 def t_probability(t: float, freedom: float) -> float:
-    """How often Student's t with `freedom` >= 1 degrees of freedom lies at least as far from 0 as `t`: two-sided p.
+    """The two-sided p-value: how often Student's t with `freedom` >= 1 is at least as far from 0 as `t`.
 
-    The density is that of `t_quantile`; the tail is summed by itself, so that a small p keeps its digits.
+    Integrates the density of `t_quantile`; the tail is integrated separately, so that a small p keeps its digits.
     """
     far = np.arctan(abs(t) / np.sqrt(freedom))
     tail, middle = (_area(freedom, *ends) for ends in ((far, np.pi / 2), (0.0, far)))

@@ -57,7 +57,7 @@ def require_writable(folder: Path, remedy: str) -> None:
     if not os.path.isdir(nearest):
         raise UserError(f"cannot write to {folder}: {nearest} is not a folder; {remedy}")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {folder}: {nearest} cannot be written to; {remedy}")
+        raise UserError(f"cannot write to {folder}: {nearest} has no write permission; {remedy}")
 
 
 def is_whole(path: str | Path) -> bool:

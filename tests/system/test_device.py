@@ -43,18 +43,14 @@ def test_an_unknown_device_is_refused_by_name(name):
         resolve_device(name)
 
 
-def test_an_absent_device_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no device 'cuda'"):
-        resolve_device("cuda")
-
-
-def test_an_absent_card_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(UserError, match="cuda:2"):
-        resolve_device("cuda:2")
+@pytest.mark.parametrize(("cards", "absent"), [(0, "cuda"), (2, "cuda:2")])
+def test_an_absent_device_is_refused(monkeypatch, cards, absent):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    for index in range(cards):
+        assert resolve_device(f"cuda:{index}") == torch.device("cuda", index)
+    with pytest.raises(UserError, match=f"no device '{absent}'"):
+        resolve_device(absent)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +62,16 @@ def test_an_absent_card_is_refused(monkeypatch):
         (CUDA, True, "auto", "bf16"),
         (CUDA, False, "auto", "fp16"),
         (CUDA, True, "fp16", "fp16"),
+        (CUDA, False, "bf16", "bf16"),
         (MPS, False, "auto", "fp32"),
     ],
 )
 def test_auto_takes_bf16_only_where_it_is_native(monkeypatch, device, native, asked, expected):
     monkeypatch.setattr(device_module, "has_native_bf16", lambda device: native)
     monkeypatch.setattr(device_module, "describe_device", lambda device: "a device")
-    assert resolve_precision(device, True, asked).name == expected
+    precision = resolve_precision(device, True, asked)
+    assert precision.name == expected
+    assert precision.scales_gradients == (expected == "fp16")
 
 
 def test_falling_back_to_fp32_has_a_note(monkeypatch):
@@ -85,12 +84,6 @@ def test_falling_back_to_fp32_has_a_note(monkeypatch):
 def test_fp16_is_refused_where_gradients_cannot_be_scaled(amp):
     with pytest.raises(UserError, match="fp16 needs a CUDA device"):
         resolve_precision(CPU, amp, "fp16")
-
-
-def test_only_fp16_scales_gradients(monkeypatch):
-    monkeypatch.setattr(device_module, "has_native_bf16", lambda device: False)
-    assert resolve_precision(CUDA, True, "auto").scales_gradients
-    assert not resolve_precision(CUDA, True, "bf16").scales_gradients
 
 
 def test_emulated_bf16_does_not_count(monkeypatch):
