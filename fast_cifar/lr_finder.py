@@ -39,7 +39,7 @@ from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.plots import range_test as range_test_plot
 from fast_cifar.plots import style
 from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
-from fast_cifar.schedules import SWEEPS
+from fast_cifar.schedules import sweep_rates
 from fast_cifar.system.device import (
     Precision,
     describe_device,
@@ -89,10 +89,7 @@ def range_test(
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
     """
-    if sweep not in SWEEPS:
-        raise ValueError(f"sweep must be one of {', '.join(SWEEPS)}, not {sweep!r}")
-    multiplier = SWEEPS[sweep](iters, lr_start, lr_end)
-    rates = [lr_end * multiplier(i) for i in range(iters)]
+    rates = sweep_rates(sweep, iters, lr_start, lr_end)
     precision = resolve_precision(next(model.parameters()).device, amp, amp_dtype)
     with preserve_state(model, optimizer):
         step = TrainStep(model, optimizer, precision, label_smoothing=label_smoothing, compile=compile)
@@ -114,8 +111,7 @@ def sweep(setup: Setup, seed: int, test: RangeTestOptions) -> RepeatedRangeTest:
         UserError: with every seed the loss diverged at once or never fell, so that a suggestion would mean nothing.
     """
     options = setup.options
-    multiplier = SWEEPS[test.sweep](test.iters, test.lr_start, test.lr_end)
-    rates = [test.lr_end * multiplier(i) for i in range(test.iters)]
+    rates = sweep_rates(test.sweep, test.iters, test.lr_start, test.lr_end)
     repeats: dict[int, RangeTest] = {}
     failures: dict[int, str] = {}
     with gradients_enabled(), explain_out_of_memory(options.batch_size):
