@@ -190,15 +190,10 @@ def read_curve(rates: Sequence[float], losses: list[float], diverged: bool) -> C
 
 
 def suggest(lrs: Sequence[float], smoothed: np.ndarray) -> Suggestion:
-    """Reads the suggestion off a smoothed curve, against the logarithm of the rate however the rates are spaced.
+    """The suggestion of a smoothed curve of at least 2 steps, on a logarithmic scale however the rates are spaced.
 
-    LRMAX is the middle, on a logarithmic scale, of the basin around the minimum: the loss is equally low in all of it,
-    and its middle depends less on noise than the minimum. LRMIN is where the loss begins to fall, and at most a tenth
-    of LRMAX.
-
-    Args:
-        lrs: at least 2 rising learning rates.
-        smoothed: the loss at each of them.
+    LRMAX is the middle of the basin around the minimum: the loss is equally low in all of it, and its middle depends
+    less on noise than the minimum. LRMIN is where the loss begins to fall, and at most a tenth of LRMAX.
     """
     log_lrs = np.log(np.asarray(lrs))
     top, lowest, fall = _descent(smoothed)
@@ -228,12 +223,9 @@ def divergence(lrs: Sequence[float], smoothed: np.ndarray) -> float:
 def combine(
     curves: Sequence[Curve], *, sweep: str, lr_end: float, seeds: Sequence[int] = (), warnings: Sequence[str] = ()
 ) -> RangeTest:
-    """The result of one curve or several, which share their rates as far as they go.
+    """The result of the curves of `seeds`, at least one, which share their rates as far as they go.
 
-    Args:
-        sweep, lr_end: "exponential" or "linear", and the last rate that was planned.
-        seeds: of the curves.
-        warnings: known already; those that the curves themselves give rise to are added.
+    `lr_end` is the last rate that was planned. The curves' own warnings are added to those known already.
     """
     losses = _side_by_side([curve.losses for curve in curves]).mean(axis=0).tolist()
     suggestions = [curve.suggestion for curve in curves]

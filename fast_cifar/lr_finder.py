@@ -10,6 +10,7 @@ import itertools
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,7 +80,8 @@ def range_test(
         ValueError: the rates, `iters` or `sweep` are out of range, or a loader has no batches.
         UserError: the loss diverged at once.
 
-    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3, whose sweep
+        is linear; later ones rise exponentially.
     """
     rates = sweep_rates(sweep, iters, lr_start, lr_end)
     precision = resolve_precision(next(model.parameters()).device, amp, amp_dtype)
@@ -87,11 +89,9 @@ def range_test(
         step = _train_step(model, optimizer, precision, criterion, compile)
         evaluate = None if held_out is None else held_out_loss(model, precision, held_out, criterion)
         losses, diverged = sweep_losses(step, loader, rates, evaluate)
-    if len(losses) < 2:
-        raise UserError(
-            f"range test: the loss diverged at once, at {lr_start:g}; start lower: run_lrfind.py --lr-start"
-        )
     why = failure(rates, losses, diverged)
+    if len(losses) < 2:
+        raise UserError(f"range test: {why}")
     curve = read_curve(rates, losses, diverged)
     return combine([curve], sweep=sweep, lr_end=lr_end, warnings=[why] if why else [])
 
@@ -160,12 +160,11 @@ def sweep_losses(
         The loss of each step, or of `evaluate()` after it, and whether it diverged: then the sweep ends, and a loss
         that is not finite is left out.
     """
-    epoch = getattr(loader, "epoch", None)
     device = next(step.model.parameters()).device
     losses: list[float] = []
     step.model.train()
     bar = tqdm(rates, desc=title, unit="step", leave=False, disable=None, dynamic_ncols=True)
-    try:
+    with _epoch_restored(loader):
         for lr, (inputs, labels) in zip(bar, _endless(loader), strict=False):
             for group in step.optimizer.param_groups:
                 set_rate(group, lr)
@@ -177,7 +176,15 @@ def sweep_losses(
             losses.append(loss)
             if has_diverged(losses):
                 return losses, True
-        return losses, False
+    return losses, False
+
+
+@contextmanager
+def _epoch_restored(loader: Batches) -> Iterator[None]:
+    """A loader that counts epochs is set back to its present one afterwards."""
+    epoch = getattr(loader, "epoch", None)
+    try:
+        yield
     finally:
         if epoch is not None:
             loader.set_epoch(epoch)
@@ -208,7 +215,8 @@ def held_out_loss(
     """
     device = next(model.parameters()).device
     order = memory_format_of(model)
-    kept = [(x.to(device, memory_format=order, copy=True), y.to(device, copy=True)) for x, y in batches]
+    with _epoch_restored(batches):
+        kept = [(x.to(device, memory_format=order, copy=True), y.to(device, copy=True)) for x, y in batches]
     images = sum(len(labels) for _, labels in kept)
     if images == 0:
         raise ValueError("the held-out loader has no batches")

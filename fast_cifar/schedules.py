@@ -49,9 +49,6 @@ def sweep_rates(kind: str, iters: int, lr_start: float, lr_end: float) -> list[f
 
     Raises:
         ValueError: an argument is out of its range.
-
-    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3, whose sweep
-        is linear; later finders space it exponentially.
     """
     if kind not in SWEEPS:
         raise ValueError(f"sweep must be one of {', '.join(SWEEPS)}, not {kind!r}")

@@ -3,6 +3,7 @@
 import copy
 import json
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_the_losses_are_those_of_a_plain_loop(loader, criterion):
 @pytest.mark.parametrize("criterion", [None, SMOOTHED], ids=["default", "criterion"])
 def test_held_out_losses_are_those_of_a_plain_loop(loader, criterion):
     model, other = network(dropout=0.0), network(dropout=0.0)
-    held_out = list(loader)[:3]
+    held_out = list(islice(loader, 3))
     keywords = {"criterion": criterion, "lr_end": 1e-1, "iters": 20, "held_out": held_out}
     result = range_test(model, make_optimizer(model, 0.01), loader, **keywords)
     criterion = criterion or cross_entropy
@@ -84,12 +85,14 @@ def test_held_out_losses_are_those_of_a_plain_loop(loader, criterion):
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_the_held_out_loss_changes_nothing_and_applies_no_dropout(loader, training):
     model = network(dropout=0.9).train(training)
+    loader.set_epoch(3)
     before, random_state = flat(model.state_dict()), torch.get_rng_state()
     loss = held_out_loss(model, FP32, loader)
     assert loss() == loss()
     assert flat(model.state_dict()) == before
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(module.training is training for module in model.modules())
+    assert loader.epoch == 3
 
 
 @pytest.mark.parametrize(("kind", "spaced"), [("exponential", np.geomspace), ("linear", np.linspace)])
@@ -112,7 +115,7 @@ def test_it_takes_batches_of_an_ordinary_data_loader(pair, loader):
 
 @pytest.mark.parametrize("batches", [0, 5])
 def test_a_loader_that_runs_out_of_batches_is_refused(pair, loader, batches):
-    few = iter(list(loader)[:batches])
+    few = islice(loader, batches)
     with pytest.raises(ValueError, match=f"no batches left after {batches}"):
         range_test(*pair, few, iters=20)
 
