@@ -1,14 +1,14 @@
-"""Find the learning rates of a one cycle by a range test.
+"""Find the learning rates of a one-cycle schedule by a range test.
 
     python run_lrfind.py                          # CIFAR-10, 118 steps from 1e-6 up
-    python run_lrfind.py --data FOLDER --amp      # your own pictures
+    python run_lrfind.py --data FOLDER --amp      # your own images
     python run_lrfind.py --batch-size 128 --weight-decay 0.01
     python run_lrfind.py --repeats 3              # three seeds, and how far they agree
-    python run_lrfind.py --sweep linear --lr-end 0.02 --val-split 5000 --loss-on val    # on images held out
+    python run_lrfind.py --sweep linear --lr-end 0.02 --val-split 5000 --loss-on val    # on held-out images
 
-The rate rises from step to step while the loss is watched; the sweep ends when it diverges. Prints LRMIN and LRMAX,
-warnings where they mean little, and the run_train.py line that uses them, and writes lrfind.json and lrfind.png into a
-run folder of its own.
+The learning rate rises from step to step, and the sweep ends early when the loss diverges. Prints LRMIN and LRMAX,
+warnings where they may be wrong, and the run_train.py command that uses them. Writes lrfind.json and lrfind.png into a
+new run folder.
 """
 
 import sys

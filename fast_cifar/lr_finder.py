@@ -1,20 +1,17 @@
-"""The range test: sweep the learning rate over a hundred batches, watch the loss, and say which rates to use.
+"""The range test: trains at learning rates that rise from step to step, and suggests LRMIN and LRMAX from the loss.
 
-`sweep_losses` is the sweep itself: a training step at each of many learning rates, and the loss at each.
+`range_test` takes a network of your own; `find_lr` is the whole of `run_lrfind.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import copy
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,25 +19,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from fast_cifar import lr_curve
 from fast_cifar.build import Setup, build_setup, eval_loader, limited
 from fast_cifar.engine import Batches
-from fast_cifar.lr_curve import (
-    FEWEST_POINTS,
-    RangeTest,
-    RepeatedRangeTest,
-    Suggestion,
-    combined,
-    failure,
-    has_diverged,
-    read,
-)
+from fast_cifar.lr_curve import Curve, RangeTest, Suggestion, combine, failure, has_diverged, read_curve
 from fast_cifar.optimizer import set_rate
-from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
-from fast_cifar.plots import range_test as range_test_plot
+from fast_cifar.options import LR_END, LR_START, SWEEP_STEPS, RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.plots import style
 from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
-from fast_cifar.schedules import SWEEPS
+from fast_cifar.schedules import sweep_rates
 from fast_cifar.system.device import (
     Precision,
     describe_device,
@@ -50,9 +36,9 @@ from fast_cifar.system.device import (
     seeded_run,
 )
 from fast_cifar.system.errors import UserError
-from fast_cifar.train_step import TrainStep, memory_format_of, preserve_state
+from fast_cifar.train_step import Criterion, TrainStep, memory_format_of, preserve_state
 
-HELD_OUT = 500  # images at most: they are answered after every step
+HELD_OUT = 500  # images for --loss-on val, which are evaluated after every step
 
 
 def range_test(
@@ -60,113 +46,109 @@ def range_test(
     optimizer: Optimizer,
     loader: Batches,
     *,
-    lr_start: float = 1e-6,
-    lr_end: float = 1.0,
-    iters: int = 118,
+    criterion: Criterion | None = None,
+    lr_start: float = LR_START,
+    lr_end: float = LR_END,
+    iters: int = SWEEP_STEPS,
     amp: bool = False,
     amp_dtype: str = "auto",
-    label_smoothing: float = 0.0,
     compile: bool = False,
     sweep: str = "exponential",
     held_out: Batches | None = None,
 ) -> RangeTest:
-    """Trains for `iters` steps while the learning rate rises, then puts everything back.
+    """Trains for `iters` steps while the learning rate rises, then restores everything.
 
     Afterwards model, optimiser, random state and the loader's epoch are as they were, bit for bit. A sweep longer than
-    the loader goes on with its next epoch.
+    the loader continues with its next epoch.
 
     Args:
         model, optimizer: on the device to use; the optimiser's own learning rate does not matter.
-        loader: yields (inputs, labels); they are moved to the model's device where they are elsewhere.
+        loader: yields (inputs, labels), on any device.
+        criterion: (logits in float32, labels) -> mean loss of the batch; cross-entropy by default.
         lr_start, lr_end: 0 < lr_start < lr_end.
-        iters: steps at most, at least 2; a loss that diverges ends the sweep sooner.
-        amp, amp_dtype, label_smoothing, compile: as in training.
-        sweep: the rate rises "exponential"ly or "linear"ly.
-        held_out: other images to take the loss on, after each step and all of them; by default it is the step's own.
+        iters: steps, at least 2; the sweep ends sooner when the loss diverges.
+        amp, amp_dtype, compile: as in training.
+        sweep: "exponential" or "linear" rise.
+        held_out: other images, to measure the loss on all of them after each step; by default the loss is that of the
+            step's own batch.
 
     Raises:
-        ValueError: the rates or `iters` are out of range, `sweep` is neither, or a loader has no batches.
+        ValueError: the rates, `iters` or `sweep` are out of range, or a loader has no batches.
         UserError: the loss diverged at once.
 
-    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3, whose sweep
+        is linear; later ones rise exponentially.
     """
-    if sweep not in SWEEPS:
-        raise ValueError(f"sweep must be one of {', '.join(SWEEPS)}, not {sweep!r}")
-    multiplier = SWEEPS[sweep](iters, lr_start, lr_end)
-    rates = [lr_end * multiplier(i) for i in range(iters)]
+    rates = sweep_rates(sweep, iters, lr_start, lr_end)
     precision = resolve_precision(next(model.parameters()).device, amp, amp_dtype)
     with preserve_state(model, optimizer):
-        step = TrainStep(
-            model,
-            optimizer,
-            precision,
-            criterion=partial(F.cross_entropy, label_smoothing=label_smoothing),
-            compile=compile,
-        )
-        watched = None if held_out is None else held_out_loss(model, precision, held_out)
-        losses, ruined = sweep_losses(step, loader, rates, watched)
+        step = TrainStep(model, optimizer, precision, criterion=criterion or F.cross_entropy, compile=compile)
+        evaluate = None if held_out is None else held_out_loss(model, precision, held_out, criterion)
+        losses, diverged = sweep_losses(step, loader, rates, evaluate)
+    why = failure(rates, losses, diverged)
     if len(losses) < 2:
-        raise UserError(
-            f"range test: the loss diverged at once, at {lr_start:g}; start lower: run_lrfind.py --lr-start"
-        )
-    result = read(rates, losses, ruined)
-    why = failure(result.lrs, losses) if ruined or len(losses) >= FEWEST_POINTS else None
-    return dataclasses.replace(result, warnings=[*([why] if why else []), *lr_curve.warnings([result], lr_end)])
+        raise UserError(f"range test: {why}")
+    curve = read_curve(rates, losses, diverged)
+    return combine([curve], sweep=sweep, lr_end=lr_end, warnings=[why] if why else [])
 
 
-def sweep(setup: Setup, seed: int, test: RangeTestOptions) -> RepeatedRangeTest:
-    """Range tests of new networks on the training split of `setup`, as `test` says, with `seed` and those after it.
+def sweep(setup: Setup, seed: int, test: RangeTestOptions) -> RangeTest:
+    """Range tests of new networks on the training split of `setup`, with `seed` and the `test.repeats` - 1 after it.
 
     Raises:
-        UserError: with every seed the loss diverged at once or never fell, so that a suggestion would mean nothing.
+        UserError: with every seed the loss diverged at once or never fell.
     """
     options = setup.options
-    multiplier = SWEEPS[test.sweep](test.iters, test.lr_start, test.lr_end)
-    rates = [test.lr_end * multiplier(i) for i in range(test.iters)]
-    repeats: dict[int, RangeTest] = {}
+    rates = sweep_rates(test.sweep, test.iters, test.lr_start, test.lr_end)
+    curves: dict[int, Curve] = {}
     failures: dict[int, str] = {}
     with gradients_enabled(), explain_out_of_memory(options.batch_size):
-        parts = setup.training_state(test.lr_end)
-        watched = None
+        training = setup.training_state(test.lr_end)
+        evaluate = None
         if test.loss_on == "val":
             val = limited(setup.val, max(HELD_OUT, len(setup.data.classes)))
-            # In one batch: a folder's images come class after class.
-            fixed = eval_loader(val, len(val), setup.device, setup.precision, parts.loader.mean, parts.loader.std)
-            watched = held_out_loss(parts.model, setup.precision, fixed)
+            # One batch, for the statistics of BatchNorm: a folder's images are sorted by class.
+            loader = training.loader
+            batches = eval_loader(val, len(val), setup.device, setup.precision, loader.mean, loader.std)
+            evaluate = held_out_loss(training.model, setup.precision, batches)
         for one in range(seed, seed + test.repeats):
             with seeded_run(one, setup.device, deterministic=options.deterministic):
-                parts.reset(one)
-                title = f", seed {one}" if test.repeats > 1 else ""
-                losses, ruined = sweep_losses(parts.step, parts.loader, rates, watched, title)
-            if why := failure(rates[: len(losses)], losses):
+                training.reset(one)
+                title = f"range test, seed {one}" if test.repeats > 1 else "range test"
+                losses, diverged = sweep_losses(training.step, training.loader, rates, evaluate, title)
+            if why := failure(rates, losses, diverged):
                 failures[one] = why
             else:
-                repeats[one] = read(rates, losses, ruined)
-    if not repeats:
+                curves[one] = read_curve(rates, losses, diverged)
+    if not curves:
         raise UserError(f"range test: {failures[seed]}")
-    return combined(repeats, failures, test.sweep, test.lr_end)
+    warnings = [f"seed {one} is left out: {why}" for one, why in failures.items()]
+    return combine(list(curves.values()), sweep=test.sweep, lr_end=test.lr_end, seeds=list(curves), warnings=warnings)
 
 
 def sweep_losses(
-    step: TrainStep, loader: Batches, rates: Sequence[float], watched: Callable[[], float] | None, title: str = ""
+    step: TrainStep,
+    loader: Batches,
+    rates: Sequence[float],
+    evaluate: Callable[[], float] | None,
+    title: str = "range test",
 ) -> tuple[list[float], bool]:
-    """One step at each of the rates, and its loss or, where one is given, what `watched` gives after it.
+    """Trains one step at each rate; the loader's epoch is restored.
 
     Returns:
-        The loss at each of them, as far as it is finite and has not diverged, and whether that ended the sweep.
+        The loss of each step, or of `evaluate()` after it, and whether it diverged: then the sweep ends, and a loss
+        that is not finite is left out.
     """
-    device = next(step.model.parameters()).device
     losses: list[float] = []
     step.model.train()
-    with _endless(loader) as batches:
-        bar = tqdm(rates, desc=f"range test{title}", unit="step", leave=False, disable=None, dynamic_ncols=True)
-        for lr in bar:
-            inputs, labels = next(batches)
+    bar = tqdm(rates, desc=title, unit="step", leave=False, disable=None, dynamic_ncols=True)
+    with _epoch_restored(loader):
+        for lr, (inputs, labels) in zip(bar, _endless(loader), strict=False):
             for group in step.optimizer.param_groups:
                 set_rate(group, lr)
-            loss = float(step(inputs.to(device), labels.to(device))[0])
-            if watched is not None and math.isfinite(loss):
-                loss = watched()
+            loss = float(step(inputs, labels)[0])
+            if evaluate is not None and math.isfinite(loss):
+                loss = evaluate()
             if not math.isfinite(loss):
                 return losses, True
             losses.append(loss)
@@ -175,72 +157,68 @@ def sweep_losses(
     return losses, False
 
 
-def held_out_loss(model: nn.Module, precision: Precision, batches: Batches) -> Callable[[], float]:
-    """A function that gives the mean cross-entropy of all `batches`, and leaves the model as it is.
-
-    Raises:
-        ValueError: there are no batches.
-    """
-    device = next(model.parameters()).device
-    memory_format = memory_format_of(model)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [
-        (inputs.to(device).clone(memory_format=memory_format), labels.to(device).clone()) for inputs, labels in batches
-    ]
-    images = sum(len(labels) for _, labels in kept)
-    if images == 0:
-        raise ValueError("the held-out loader has no batches")
-
-    def loss() -> float:
-        flags = [(module, module.training) for module in model.modules()]
-        tracking = [norm.track_running_stats for norm in norms]
-        model.eval()
-        for norm in norms:
-            # The running statistics lag ten steps behind, which at high rates is another network's. So each batch is
-            # normalised by its own, as in training, and they are not recorded.
-            norm.training, norm.track_running_stats = True, False
-        try:
-            with torch.no_grad(), precision.autocast():
-                sums = [F.cross_entropy(model(inputs).float(), labels, reduction="sum") for inputs, labels in kept]
-        finally:
-            for module, flag in flags:
-                module.training = flag
-            for norm, flag in zip(norms, tracking, strict=True):
-                norm.track_running_stats = flag
-        return float(sum(sums)) / images
-
-    return loss
-
-
 @contextmanager
-def _endless(loader: Batches) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """The loader's batches, epoch after epoch; a loader that counts epochs is set back to its own afterwards."""
+def _epoch_restored(loader: Batches) -> Iterator[None]:
+    """A loader that counts epochs is set back to its present one afterwards."""
     epoch = getattr(loader, "epoch", None)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        taken = 0
-        for more in itertools.count():
-            if epoch is not None:
-                loader.set_epoch(epoch + more)
-            before = taken
-            for batch in loader:
-                taken += 1
-                yield batch
-            if taken == before:
-                raise ValueError(f"the loader has no batches left after {taken}")
-
     try:
-        yield batches()
+        yield
     finally:
         if epoch is not None:
             loader.set_epoch(epoch)
 
 
-def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.write) -> RepeatedRangeTest:
-    """The whole of `run_lrfind.py`: range test, run folder with `lrfind.json` and `lrfind.png`, and what to do next.
+def _endless(loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches, epoch after epoch."""
+    taken = 0
+    while True:
+        before = taken
+        for batch in loader:
+            taken += 1
+            yield batch
+        if taken == before:
+            raise ValueError(f"the loader has no batches left after {taken}")
+
+
+def held_out_loss(
+    model: nn.Module, precision: Precision, batches: Batches, criterion: Criterion | None = None
+) -> Callable[[], float]:
+    """A function that returns the mean loss of all `batches`, cross-entropy by default, and leaves the model as it is.
 
     Raises:
-        UserError: the options, the data, the machine or a run folder do not allow it, or the curve says nothing.
+        ValueError: there are no batches.
+    """
+    device = next(model.parameters()).device
+    order = memory_format_of(model)
+    with _epoch_restored(batches):
+        kept = [(x.to(device, memory_format=order, copy=True), y.to(device, copy=True)) for x, y in batches]
+    images = sum(len(labels) for _, labels in kept)
+    if images == 0:
+        raise ValueError("the held-out loader has no batches")
+    replica = copy.deepcopy(model).eval()
+    for module in replica.modules():
+        # The running statistics lag about ten steps behind, which at high rates is a very different network: normalise
+        # each batch by its own, as in training.
+        module.training = isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+    def summed(logits: Tensor, labels: Tensor) -> Tensor:
+        if criterion is None:
+            return F.cross_entropy(logits, labels, reduction="sum")
+        return criterion(logits, labels) * len(labels)
+
+    def loss() -> float:
+        replica.load_state_dict(model.state_dict())
+        with torch.no_grad(), precision.autocast():
+            return float(sum(summed(replica(inputs).float(), labels) for inputs, labels in kept)) / images
+
+    return loss
+
+
+def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.write) -> RangeTest:
+    """The whole of `run_lrfind.py`: range test, run folder with `lrfind.json` and `lrfind.png`, and the next command.
+
+    Raises:
+        UserError: the options, the data, the machine or the run folder do not allow it, or no curve can be read.
     """
     options.check()
     data = f"lrfind-{Path(options.data).name}"
@@ -259,63 +237,49 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     write_range_test(folder, result)
     for line in _report(result, options):
         log(line)
+    if not style.matplotlib_available():
+        log("no lrfind.png without matplotlib; to have it: pip install matplotlib")
     log(f"everything is in {folder.path}; to train with these rates:")
     log(next_command(options, result.suggestion))
     return result
 
 
-def _report(result: RepeatedRangeTest, options: RangeTestOptions) -> Iterator[str]:
-    """The lines that say what was found and how sure it is."""
+def write_range_test(folder: RunFolder, result: RangeTest) -> None:
+    """Writes lrfind.json and, with matplotlib, lrfind.png."""
+    folder.write_range_test(asdict(result))
+    if style.matplotlib_available():
+        result.plot(folder / "lrfind.png")
+
+
+def _report(result: RangeTest, options: RangeTestOptions) -> Iterator[str]:
+    """The lines that say what was found and how certain it is."""
     found, spread = result.suggestion, result.lr_max_spread
     if spread is not None:
-        for seed, one in zip(result.seeds, result.repeats, strict=True):
-            rates = one.suggestion
-            yield f"seed {seed}: LRMIN {rates.lr_min:.3g}, LRMAX {rates.lr_max:.3g}, after {len(one.lrs)} steps"
+        for seed, curve in zip(result.seeds, result.repeats, strict=True):
+            rates = curve.suggestion
+            yield f"seed {seed}: LRMIN {rates.lr_min:.3g}, LRMAX {rates.lr_max:.3g}, after {len(curve.lrs)} steps"
     yield f"LRMIN {found.lr_min:.3g}, LRMAX {found.lr_max:.3g}, after {len(result.lrs)} of {options.iters} steps"
     if spread is not None:
-        sure = f", 95 % interval {spread.interval[0]:.3g} to {spread.interval[1]:.3g}" if spread.interval else ""
-        yield f"LRMAX of {len(result.seeds)} seeds: {spread.lowest:.3g} to {spread.highest:.3g}{sure}"
+        interval = f", 95 % interval {spread.interval[0]:.3g} to {spread.interval[1]:.3g}" if spread.interval else ""
+        yield f"LRMAX of {len(result.seeds)} seeds: {spread.lowest:.3g} to {spread.highest:.3g}{interval}"
     points = f"steepest {found.steepest:.3g}, valley {found.valley:.3g}, minimum {found.minimum:.3g}"
-    yield points + (f", divergence {result.divergence:.3g}" if result.diverged else "")
+    yield points + ("" if result.divergence is None else f", divergence {result.divergence:.3g}")
     for warning in result.warnings:
         yield f"warning: {warning}"
     if options.repeats == 1:
-        yield "this is one seed; --repeats 3 says how sure it is"
-
-
-def write_range_test(folder: RunFolder, result: RepeatedRangeTest) -> None:
-    """lrfind.json and, with matplotlib, lrfind.png."""
-    folder.write_range_test(asdict(result))
-    if style.matplotlib_available():
-        several = len(result.repeats) > 1
-        range_test_plot.range_test(
-            folder / "lrfind.png",
-            result.lrs,
-            result.losses,
-            result.smoothed,
-            result.suggestion,
-            linear=result.sweep == "linear",
-            seeds=[(one.lrs, one.smoothed) for one in result.repeats] if several else (),
-            band=lr_curve.band([one.smoothed for one in result.repeats]) if several else None,
-            lr_max_spread=result.lr_max_spread,
-            divergence=result.divergence,
-            notes=result.warnings,
-        )
+        yield "this is one seed; --repeats 3 shows how far seeds agree"
 
 
 def next_command(options: RangeTestOptions, found: Suggestion) -> str:
-    """The `run_train.py` line that trains as the range test did, at the rates it found."""
-    recipe = TrainOptions().as_dict().keys() & options.explicit - {"out", "name"}
+    """The `run_train.py` command that trains as the range test did, at the rates it found."""
+    recipe = TrainOptions().as_dict()
     words = ["python", "run_train.py"]
     for name, value in options.as_dict().items():
-        if name in recipe:
-            words += _words(flag_of(name, value), value)
+        if name not in recipe or name not in options.explicit or name in ("out", "name"):
+            continue
+        if isinstance(value, bool):
+            words.append(flag_of(name, value))
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                words += [flag_of(name), str(one)]
     return shlex.join([*words, "--lr-min", f"{found.lr_min:.3g}", "--lr-max", f"{found.lr_max:.3g}"])
-
-
-def _words(flag: str, value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [word for one in value for word in (flag, one)]
-    if isinstance(value, bool):
-        return [flag]
-    return [flag, str(value)]

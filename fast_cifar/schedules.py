@@ -1,9 +1,14 @@
-"""Learning-rate multipliers for `torch.optim.lr_scheduler.LambdaLR`: one cycle, and the sweeps of a range test."""
+"""Learning rates step by step: the one-cycle schedule of a training run, and the sweep of a range test."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+
+import numpy as np
+
+# What `--sweep` may be: each step by the same factor, or by the same amount.
+SWEEPS = {"exponential": np.geomspace, "linear": np.linspace}
 
 
 def one_cycle(total_steps: int, peak_step: int, lr_min: float, lr_max: float) -> Callable[[int], float]:
@@ -29,66 +34,28 @@ def one_cycle(total_steps: int, peak_step: int, lr_min: float, lr_max: float) ->
     _check_rates(lr_min, lr_max, "lr_min", "lr_max")
     if not 0 < peak_step < total_steps - 1:
         raise ValueError(f"peak_step must lie in 1..{total_steps - 2} for {total_steps} steps, not {peak_step}")
-    last_step = total_steps - 1
-    floor = lr_min / lr_max
-
-    def multiplier(step: int) -> float:
-        if step >= last_step:
-            return floor
-        height = step / peak_step if step <= peak_step else (last_step - step) / (last_step - peak_step)
-        return floor + (1.0 - floor) * height
-
-    return multiplier
+    steps = (0, peak_step, total_steps - 1)
+    heights = (lr_min / lr_max, 1.0, lr_min / lr_max)
+    return lambda step: float(np.interp(step, steps, heights))
 
 
-def exponential_sweep(iters: int, lr_start: float, lr_end: float) -> Callable[[int], float]:
-    """Learning-rate multiplier of a range test: from `lr_start` to `lr_end`, each step by the same factor.
+def sweep_rates(kind: str, iters: int, lr_start: float, lr_end: float) -> list[float]:
+    """The learning rates of a range test, one a step, from `lr_start` to `lr_end`.
 
     Args:
+        kind: "exponential" or "linear".
         iters: steps of the sweep, at least 2.
-        lr_start, lr_end: first and last rate, 0 < lr_start < lr_end. The optimiser's own rate must be `lr_end`.
-
-    Returns:
-        f(step) = lr(step) / lr_end, in [lr_start / lr_end, 1]; a step past the end stays at 1.
+        lr_start, lr_end: first and last rate, 0 < lr_start < lr_end.
 
     Raises:
         ValueError: an argument is out of its range.
-
-    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3, with the
-        exponential spacing that later finders use.
     """
-    _check_sweep(iters, lr_start, lr_end)
-
-    def multiplier(step: int) -> float:
-        return (lr_start / lr_end) ** (1.0 - min(step, iters - 1) / (iters - 1))
-
-    return multiplier
-
-
-def linear_sweep(iters: int, lr_start: float, lr_end: float) -> Callable[[int], float]:
-    """Learning-rate multiplier of a range test: from `lr_start` to `lr_end`, each step by the same amount.
-
-    Args, returns and raises: as `exponential_sweep`.
-
-    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
-    """
-    _check_sweep(iters, lr_start, lr_end)
-
-    def multiplier(step: int) -> float:
-        done = min(step, iters - 1) / (iters - 1)
-        return (1.0 - done) * (lr_start / lr_end) + done
-
-    return multiplier
-
-
-# What `--sweep` may be.
-SWEEPS = {"exponential": exponential_sweep, "linear": linear_sweep}
-
-
-def _check_sweep(iters: int, lr_start: float, lr_end: float) -> None:
+    if kind not in SWEEPS:
+        raise ValueError(f"sweep must be one of {', '.join(SWEEPS)}, not {kind!r}")
     _check_rates(lr_start, lr_end, "lr_start", "lr_end")
     if iters < 2:
         raise ValueError(f"iters must be at least 2, not {iters}")
+    return SWEEPS[kind](lr_start, lr_end, iters).tolist()
 
 
 def _check_rates(low: float, high: float, low_name: str, high_name: str) -> None:

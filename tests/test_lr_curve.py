@@ -1,11 +1,12 @@
-"""Reading a range test off made-up curves whose answers are known."""
+"""Reading range tests off made-up curves whose suggestions are known, of one seed and of several."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fast_cifar.lr_curve import divergence, failure, has_diverged, has_fallen, rises_first, smooth, suggest
+from fast_cifar import lr_curve
+from fast_cifar.lr_curve import Curve, Suggestion, combine, divergence, failure, has_diverged, smooth, spread, suggest
 
 LRS = np.geomspace(1e-6, 1.0, 118)
 
@@ -22,29 +23,13 @@ def read(losses):
     return suggest(LRS, smooth(losses))
 
 
-def test_the_steepest_point_is_where_the_loss_falls_fastest():
-    assert read(curve()).steepest == pytest.approx(1e-4, rel=0.3)
-
-
-def test_the_minimum_lies_between_the_fall_and_the_explosion():
-    assert 3e-4 < read(curve()).minimum < 3e-2
-
-
-def test_the_valley_is_where_half_of_the_fall_is_done():
-    assert read(curve()).valley == pytest.approx(1e-4, rel=0.3)
-
-
-def test_the_rates_are_in_order():
+def test_the_points_of_a_clean_curve_are_where_they_should_be():
     found = read(curve())
+    assert found.lr_min == pytest.approx(3e-5, rel=0.6)  # the fall begins
+    assert found.steepest == pytest.approx(1e-4, rel=0.3)
+    assert found.valley == pytest.approx(1e-4, rel=0.3)  # half of the fall is done
+    assert 3e-4 < found.minimum < 3e-2
     assert 0 < found.lr_min < found.steepest < found.lr_max < 3e-2
-
-
-def test_lr_min_is_where_the_fall_begins():
-    assert read(curve()).lr_min == pytest.approx(3e-5, rel=0.6)
-
-
-def test_the_valley_is_within_the_descent():
-    assert LRS[0] < read(curve()).valley < read(curve()).minimum
 
 
 @pytest.mark.parametrize("where", [0, 1, 5, 20, 30])
@@ -64,15 +49,6 @@ def test_noise_moves_lr_max_by_less_than_a_factor_of_two(seed):
 
 def test_a_later_explosion_means_a_higher_lr_max():
     assert read(curve(diverges_at=3e-1)).lr_max > 1.5 * read(curve(diverges_at=3e-2)).lr_max
-
-
-def test_a_loss_that_never_falls_suggests_nothing():
-    assert not has_fallen(smooth(np.linspace(2.3, 9.0, 118)))
-    assert not has_fallen(smooth(np.full(118, 2.3)))
-
-
-def test_a_fall_is_seen_through_noise():
-    assert has_fallen(smooth(curve(noise=0.1)))
 
 
 @pytest.mark.parametrize("losses", [[2.3, 2.2], [2.3] * 5, [2.3, 9.0, 9.0], [2.0, 3.0, 1.0, 4.0]])
@@ -113,7 +89,7 @@ def test_noise_around_a_low_loss_is_no_divergence():
 
 
 def real(decades):
-    """As CIFAR-10 has it at batch 512: a steep fall, a long slow one, a flat basin at 5e-3, an explosion."""
+    """As on CIFAR-10 at batch 512: a steep fall, a long slow one, a flat basin at 5e-3, an explosion."""
     loss = 2.1 + 2.6 / (1 + np.exp(4 * (decades + 4.9))) - 0.25 * np.clip(decades + 4.5, 0, None)
     return loss + 0.3 * np.exp(np.clip(4 * (decades + 1.9), -50, 2.5))
 
@@ -139,10 +115,9 @@ def errors(shape, noise, steps=118, sweeps=40):
     found = [
         suggest(lrs, smooth(losses)) for lrs, losses in (sweep_of(shape, noise, rng, steps) for _ in range(sweeps))
     ]
-    names = ("lr_max", "minimum", "steepest", "valley")
     return {
         name: np.mean([np.log10(getattr(one, name) / getattr(truth, name)) ** 2 for one in found]) ** 0.5
-        for name in names
+        for name in ("lr_max", "minimum", "steepest", "valley")
     }
 
 
@@ -156,18 +131,18 @@ def test_noise_and_spikes_move_the_rates_by_little(shape):
 
 
 @pytest.mark.parametrize("shape", [real, late])
-def test_a_longer_sweep_is_surer(shape):
+def test_a_longer_sweep_is_more_certain(shape):
     short, long = errors(shape, 0.15, 118, sweeps=30), errors(shape, 0.15, 500, sweeps=15)
     assert long["lr_max"] < 0.85 * short["lr_max"]
     assert long["steepest"] < 0.85 * short["steepest"]
 
 
-def test_a_wider_basin_moves_lr_max_to_its_middle():
+@pytest.mark.parametrize("basin", [0.05, 0.5])
+def test_lr_max_is_the_middle_of_the_basin(monkeypatch, basin):
+    monkeypatch.setattr(lr_curve, "BASIN", basin)
     decades = np.log10(LRS)
     lopsided = np.where(decades < -2, -2 - decades, 3 * (decades + 2))
-    narrow, wide = (suggest(LRS, lopsided, basin=share).lr_max for share in (0.05, 0.5))
-    assert np.log10(narrow) == pytest.approx(-2 - 0.05 * 4 / 3, abs=0.06)
-    assert np.log10(wide) == pytest.approx(-2 - 0.5 * 4 / 3, abs=0.06)
+    assert np.log10(suggest(LRS, lopsided).lr_max) == pytest.approx(-2 - basin * 4 / 3, abs=0.06)
 
 
 def test_the_divergence_is_where_a_quarter_of_the_fall_is_lost_again():
@@ -188,10 +163,12 @@ def test_noise_moves_the_divergence_by_less_than_a_factor_of_two(seed):
     assert abs(np.log2(noisy / divergence(clean_lrs, smooth(clean)))) < 1
 
 
-def test_why_a_curve_says_nothing():
-    assert "after 3 steps" in failure(LRS[:3], [2.3, 2.2, 9.0])
-    assert "never fell between 1e-06 and 1" in failure(LRS, [2.3] * 118)
-    assert failure(LRS, curve()) is None
+def test_a_curve_that_cannot_be_read_has_a_reason():
+    assert "after 3 steps" in failure(LRS, [2.3, 2.2, 9.0], True)
+    assert "never fell between 1e-06 and 1;" in failure(LRS, [2.3] * 118, False)
+    assert "never fell between 1e-06 and 0.1" in failure(LRS, np.linspace(2.3, 9.0, 99), True)
+    assert failure(LRS, curve(noise=0.1), True) is None
+    assert failure(LRS, [2.3, 2.2, 2.1], False) is None
 
 
 def test_a_linear_and_an_exponential_sweep_of_the_same_loss_agree_roughly():
@@ -202,20 +179,7 @@ def test_a_linear_and_an_exponential_sweep_of_the_same_loss_agree_roughly():
     assert found[0].minimum == pytest.approx(found[1].minimum, rel=0.5)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("shape", [real, late])
-def test_noise_on_the_plateau_is_no_rise(shape, seed):
-    assert not rises_first(smooth(sweep_of(shape, 0.1, np.random.default_rng(seed))[1]))
-
-
-def test_a_fall_after_a_rise_is_told_apart():
-    assert rises_first(smooth([3.0] * 5 + [5.0] * 30 + np.linspace(5.0, 2.2, 80).tolist()))
-
-
-finite = st.floats(0, 1e30)
-
-
-@given(st.lists(finite, min_size=2, max_size=60), st.booleans())
+@given(st.lists(st.floats(0, 1e30), min_size=2, max_size=60), st.booleans())
 def test_whatever_the_losses_the_rates_are_among_those_tested(losses, is_linear):
     lrs = (np.linspace if is_linear else np.geomspace)(1e-6, 1.0, len(losses))
     smoothed = smooth(losses)
@@ -223,3 +187,118 @@ def test_whatever_the_losses_the_rates_are_among_those_tested(losses, is_linear)
     assert 0 < found.lr_min < found.lr_max <= 1 + 1e-9
     assert divergence(lrs, smoothed) in lrs
     assert {found.steepest, found.valley, found.minimum} <= set(lrs)
+
+
+FALLING = np.linspace(3.0, 1.0, 20).tolist()
+RISING_FIRST = [*np.linspace(3.0, 4.0, 10), *np.linspace(4.0, 2.0, 20)]
+
+
+def points(lr_max):
+    return Suggestion(lr_min=lr_max / 20, lr_max=lr_max, steepest=lr_max / 10, valley=lr_max / 5, minimum=2 * lr_max)
+
+
+def curve_of(lr_max, losses=FALLING, diverges_at=0.1):
+    return Curve(np.geomspace(1e-4, 1, len(losses)).tolist(), losses, losses, points(lr_max), diverges_at)
+
+
+def combined(*curves, lr_end=1.0):
+    return combine(curves, sweep="linear", lr_end=lr_end)
+
+
+def mean_losses(*curves):
+    return combined(*(curve_of(1e-3, losses) for losses in curves)).losses
+
+
+@given(st.lists(st.floats(1e-8, 10.0), min_size=1, max_size=9))
+def test_each_rate_is_the_geometric_mean_of_the_seeds_whatever_their_order(lr_maxes):
+    together = combined(*map(curve_of, lr_maxes)).suggestion
+    assert together.lr_max == pytest.approx(np.exp(np.log(lr_maxes).mean()))
+    assert vars(together) == pytest.approx(vars(points(together.lr_max)))
+    assert vars(combined(*map(curve_of, lr_maxes[::-1])).suggestion) == pytest.approx(vars(together))
+
+
+def test_a_single_curve_stays_as_it_is_bit_for_bit():
+    alone = combined(curve_of(0.1))
+    assert (alone.suggestion, alone.losses, alone.divergence) == (points(0.1), FALLING, 0.1)
+    assert alone.lr_max_spread is None
+
+
+def test_the_interval_is_students_t_on_a_logarithmic_scale():
+    result = spread([1e-3, 1e-2, 1e-1])
+    assert result.factor == pytest.approx(10)
+    assert np.log10(result.interval) == pytest.approx([-2 - 4.30265 / 3**0.5, -2 + 4.30265 / 3**0.5], rel=1e-4)
+    assert (result.lowest, result.highest) == (1e-3, 1e-1)
+
+
+def test_two_seeds_have_no_interval():
+    assert combined(curve_of(1e-3), curve_of(1e-2)).lr_max_spread.interval is None
+
+
+def test_seeds_that_agree_have_no_spread():
+    result = spread([0.25] * 4)
+    assert result.factor == pytest.approx(1)
+    assert result.interval == pytest.approx((0.25, 0.25))
+
+
+@pytest.mark.parametrize(("lengths", "reach"), [((5, 10, 20, 40), 20), ((5, 10, 20), 10), ((5, 10), 10)])
+def test_the_mean_curve_reaches_as_far_as_half_of_the_seeds(lengths, reach):
+    result = combined(*(curve_of(1e-3, [1.0] * n) for n in lengths))
+    assert len(result.lrs) == len(result.losses) == len(result.smoothed) == reach
+
+
+def test_a_seed_that_diverged_continues_at_its_last_loss():
+    assert mean_losses([3.0, 9.0], [1.0, 1.0, 1.0]) == [2.0, 5.0, 5.0]
+
+
+def test_the_plot_shows_the_band_from_the_lowest_to_the_highest_seed(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(lr_curve.range_test_plot, "range_test", lambda *_, **keywords: drawn.update(keywords))
+    curves = [3.0, 2.0, 4.0], [2.0, 2.5, 1.0], [1.0, 1.5, 2.0, 9.0]
+    combined(*(curve_of(1e-3, losses) for losses in curves)).plot("plot.png")
+    assert drawn["band"] == ([1.0, 1.5, 1.0], [3.0, 2.5, 4.0])
+    assert [smoothed for _, smoothed in drawn["seeds"]] == list(curves)
+    assert drawn["linear"]
+
+
+def test_the_divergence_is_the_mean_where_half_of_the_seeds_diverged():
+    some = combined(curve_of(0.1, diverges_at=0.2), curve_of(0.1, diverges_at=None))
+    assert some.divergence == pytest.approx(0.2)
+    assert "1 of 2 seeds" in some.warnings[0]
+    assert combined(*(curve_of(0.1, diverges_at=at) for at in (0.2, None, None))).divergence is None
+
+
+def test_seeds_within_a_factor_of_two_agree():
+    assert combined(curve_of(1e-3), curve_of(1.9e-3)).warnings == []
+
+
+def test_seeds_beyond_a_factor_of_two_disagree():
+    (line,) = combined(curve_of(1e-3), curve_of(2.1e-3)).warnings
+    assert "a factor of 2.1, 0.001 to 0.0021" in line
+
+
+def test_a_sweep_that_never_diverged_should_go_on():
+    endless = curve_of(1e-3, diverges_at=None)
+    assert "--lr-end 10" in combined(endless).warnings[0]
+    assert "1 of 3 seeds" in combined(endless, curve_of(1e-3), curve_of(1e-3)).warnings[0]
+    assert "--lr-end" not in combined(endless, lr_end=1e6).warnings[0]  # which the options refuse
+
+
+def test_a_fall_after_a_rise_may_be_a_recovery():
+    (line,) = combined(curve_of(1e-3), curve_of(1e-3, RISING_FIRST)).warnings
+    assert line.startswith("the loss rose before it fell with 1 of 2 seeds")
+    (line,) = combined(curve_of(1e-3, RISING_FIRST, diverges_at=None)).warnings
+    assert "--lr-start" in line
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shape", [real, late])
+def test_noise_on_the_plateau_is_no_rise(shape, seed):
+    smoothed = smooth(sweep_of(shape, 0.1, np.random.default_rng(seed))[1]).tolist()
+    assert combined(curve_of(1e-3, smoothed)).warnings == []
+
+
+def test_known_warnings_come_first():
+    result = combine([curve_of(1e-3, diverges_at=None)], sweep="linear", lr_end=1.0, seeds=[4], warnings=["seed 7 ..."])
+    assert result.warnings[0] == "seed 7 ..."
+    assert len(result.warnings) == 2
+    assert result.seeds == [4]

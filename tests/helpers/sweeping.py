@@ -1,4 +1,4 @@
-"""What a range test needs: a network and images of two classes that it learns in some steps."""
+"""A small network for range tests, and images of two classes that it learns in a few steps."""
 
 import numpy as np
 import torch
