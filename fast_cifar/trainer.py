@@ -228,7 +228,7 @@ class Run:
         for line in console.opening_lines(setup, options, describe_device(setup.device), len(self.loader)):
             self.log(line)
         if not style.matplotlib_available():
-            self.log(run_images.NO_MATPLOTLIB)
+            self.log(style.NO_MATPLOTLIB)
         compile_seconds = self._warm_up()
         started = time.perf_counter()
         first = self.state.epoch
@@ -364,8 +364,8 @@ class Run:
         setup, last = self.setup, self.history[-1]
         headline = f"{setup.data.name}: {evaluation.accuracy:.2%} after {self.state.epoch} epochs"
         lrs = [self.options.lr_max * self.multiplier(step) for step in range(self.state.epoch * len(self.loader))]
-        run_images.opening_pictures(self.folder.path, setup, self.loader, lrs)
-        run_images.closing_pictures(self.folder.path, setup, self.history, evaluation, headline)
+        run_images.draw_training_data(self.folder.path, setup, self.loader, lrs)
+        run_images.draw_results(self.folder.path, setup, self.history, evaluation, headline)
         seconds = sum(row["seconds"] for row in self.history)
         images = sum(row["images_per_second"] * row["seconds"] for row in self.history)
         tested = [row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None]
