@@ -188,7 +188,7 @@ class Run:
 
     Attributes:
         summary: empty before the run is finished.
-        history: rows of metrics.jsonl.
+        history: the numbers in each row of metrics.jsonl.
         range_test: contents of lrfind.json, if there was a range test.
         seeds: of a run of several seeds, each of those that have begun; otherwise none.
     """
@@ -196,7 +196,7 @@ class Run:
     folder: RunFolder
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]
+    history: Sequence[Mapping[str, float]]
     range_test: Mapping[str, Any] | None
     seeds: tuple[Run, ...]
 
@@ -264,7 +264,7 @@ class Run:
     def measured(self, name: str) -> Any:
         """A number of the summary; before there is one, that of the last epoch that has it, unless it is a time."""
         rows = [self.summary] if self.summary else [] if name.endswith("seconds") else self.history
-        return next((row[name] for row in reversed(rows) if is_number(row.get(name))), None)
+        return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
 
 
 def read(path: str | Path) -> Run:
@@ -289,6 +289,7 @@ def read(path: str | Path) -> Run:
     cut_short = lines - len(history)  # a kill may have cut the last line of an unfinished run
     if cut_short > (summary is None) or any(row.get("epoch") != epoch for epoch, row in enumerate(history, 1)):
         raise UserError(f"{metrics} is damaged: not every line is that of its epoch; restore it, or leave the run out")
+    history = [{name: value for name, value in row.items() if is_number(value)} for row in history]
     return Run(folder, config, summary or {}, history, folder.range_test(), tuple(read(one.path) for one in seeds))
 
 
@@ -388,7 +389,7 @@ def curves(run: Run) -> str:
         lrs = np.interp(steps, [1, 100 * peak, 100 * epochs], [low, high, low])
         page += plot("Learning rate", "The planned rate against the epochs.", training.schedule, lrs, 100)
     for one in begun:
-        names = [name for name in LABELS if any(is_number(row.get(name)) for row in one.history)]
+        names = [name for name in LABELS if any(name in row for row in one.history)]
         rows = [[text(row["epoch"]), *(show(name, row.get(name)) for name in names)] for row in one.history]
         title = "The numbers of every epoch" + (f" of {one.name}" if run.several else "")
         page += details(title, ["epoch", *map(label_of, names)], rows)
@@ -460,10 +461,10 @@ def plot(caption: str, alt: str, draw: Callable[..., None], *shown: Any) -> str:
 
 
 def figure(png: bytes, caption: str, alt: str) -> str:
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.load()
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
+        opened.load()
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    shown = f'<img src="{source}" alt="{escape(alt)}" width="{image.width}" height="{image.height}">'
+    shown = f'<img src="{source}" alt="{escape(alt)}" width="{opened.width}" height="{opened.height}">'
     return f"<figure><figcaption>{escape(caption)}</figcaption>{scrolling(shown, caption)}</figure>"
 
 

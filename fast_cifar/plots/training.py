@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SPLITS = (("train", BLUE, "-", "o"), ("val", GREEN, "-.", "^"), ("test", VERMILLION, "--", "s"))
 # Metric -> factor from the file to the axis, how a value is written, the axis' label.
 METRICS = {"loss": (1, "{:.4f}", "cross-entropy (nats)"), "accuracy": (100, "{:.2f} %", "accuracy (%)")}
-LEGEND_COLUMNS = 4
+LEGEND_COLUMNS = 3
 NUMBERS_UP_TO = 20  # classes: above it the cells are too small for numbers
 
 
