@@ -44,7 +44,8 @@ from fast_cifar.build import Setup, build_setup
 from fast_cifar.data.load import count_classes
 from fast_cifar.lr_finder import sweep
 from fast_cifar.options import PAD_MODES, RangeTestOptions, TrainOptions
-from fast_cifar.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, matplotlib_available, picture
+from fast_cifar.plots import style
+from fast_cifar.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, matplotlib_available
 from fast_cifar.system.device import has_compiler, resolve_device
 from fast_cifar.system.errors import UserError, run_script
 
@@ -286,7 +287,7 @@ def draw_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     across = min(ACROSS, len(rows))
     down = math.ceil(len(rows) / across)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with picture(path, max(WIDE * across, NARROWEST), HIGH * down + 0.8) as figure:
+    with style.figure(path, max(WIDE * across, NARROWEST), HIGH * down + 0.8) as figure:
         panels = figure.subplots(down, across, squeeze=False).ravel()
         for axes, row in zip(panels, rows, strict=False):
             _draw(axes, row)

@@ -62,21 +62,16 @@ class Setup:
         options = self.options
         return to_device(CustomResNet(len(self.data.classes), options.dropout, options.width), options, self.device)
 
-    def training_state(self, lr: float, ema: float = 0.0) -> TrainingState:
-        """All that trains and evaluates, for a run with any seed; torch's random state is unchanged.
-
-        Args:
-            lr: of the optimiser.
-            ema: decay of the exponential moving average of the weights; 0: without one.
-        """
-        options, data, distributed = self.options, self.data, self.distributed
-        loader = DeviceLoader(
-            data.train.images,
-            data.train.labels,
+    def train_loader(self, seed: int) -> DeviceLoader:
+        """Shuffled, augmented batches of this process's slice of the training split."""
+        options = self.options
+        return DeviceLoader(
+            self.data.train.images,
+            self.data.train.labels,
             options.batch_size,
             train=True,
             device=self.device,
-            seed=options.seed,
+            seed=seed,
             dtype=self.precision.dtype,
             compile=options.compile,
             padding=options.padding,
@@ -84,10 +79,20 @@ class Setup:
             flip=options.flip,
             alternate_flips=options.alternate_flips,
             pad_mode=options.pad_mode,
-            shard=(distributed.rank, distributed.size),
+            shard=(self.distributed.rank, self.distributed.size),
         )
+
+    def training_state(self, lr: float, ema: float = 0.0) -> TrainingState:
+        """All that trains and evaluates, for a run with any seed; torch's random state is unchanged.
+
+        Args:
+            lr: of the optimiser.
+            ema: decay of the exponential moving average of the weights; 0: without one.
+        """
+        options, distributed = self.options, self.distributed
+        loader = self.train_loader(options.seed)
         eval_loaders = {}
-        for name, split in (("val", self.val), ("test", data.test)):
+        for name, split in (("val", self.val), ("test", self.data.test)):
             if split is not None:
                 part = distributed.shard(len(split))
                 own = Split(split.images[part], split.labels[part])

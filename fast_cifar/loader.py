@@ -7,7 +7,7 @@ compiled kernel reads each byte of the window once and writes each value of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -165,20 +165,26 @@ class DeviceLoader:
             whole = part.stop <= len(labels)
             # The short batch at the end of an evaluation is not worth a compilation of its own.
             make_batch = self._make_batch if whole else _make_batch
-            inputs = make_batch(
-                self._store,
-                starts[part],
-                draws.cut_y[part],
-                draws.cut_x[part],
-                self._offset,
-                self._scales,
-                self.size[0],
-                self.cutout,
-                self._dtype,
-            )
-            yield inputs, labels[part]
+            yield self._made(make_batch, starts[part], draws[part]), labels[part]
         if self.epoch == epoch:  # unless set_epoch has chosen another one meanwhile
             self.epoch += 1
+
+    def batch(self, indices: Tensor, draws: Draws) -> Tensor:
+        """The images `indices`, changed by one of `draws` each: dtype [n, 3, H, W], as iterating yields them."""
+        return self._made(_make_batch, self._window_starts(indices, draws), draws)
+
+    def _made(self, make_batch: Callable[..., Tensor], starts: Tensor, draws: Draws) -> Tensor:
+        return make_batch(
+            self._store,
+            starts,
+            draws.cut_y,
+            draws.cut_x,
+            self._offset,
+            self._scales,
+            self.size[0],
+            self.cutout,
+            self._dtype,
+        )
 
     def _window_starts(self, permutation: Tensor, draws: Draws) -> Tensor:
         """int64 [N]: number of the store's pixel at which each crop begins, already in the mirrored half if flipped."""

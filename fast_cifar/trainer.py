@@ -235,7 +235,7 @@ class Run:
         for line in console.opening_lines(setup, options, describe_device(setup.device), len(training.loader)):
             self.log(line)
         if not style.matplotlib_available():
-            self.log(run_images.NO_MATPLOTLIB)
+            self.log(style.NO_MATPLOTLIB)
         compile_seconds = self._warm_up()
         self._seed_dropout()
         self.started, self.first_epoch = time.perf_counter(), progress.epoch
@@ -354,8 +354,8 @@ class Run:
         setup, last, evaluation, epochs = self.setup, self.history[-1], self.evaluation, self.state.progress.epoch
         title = f"{setup.data.name}: {evaluation.accuracy:.2%} after {epochs} epochs"
         lrs = [self.options.lr_max * self.multiplier(step) for step in range(epochs * len(self.training.loader))]
-        run_images.opening_pictures(self.folder.path, setup, self.training.loader, lrs)
-        run_images.closing_pictures(self.folder.path, setup, self.history, evaluation, title)
+        run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
+        run_images.draw_results(self.folder.path, setup, self.history, evaluation, title)
         tested = [row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None]
         seconds = sum(row["seconds"] for row in self.history)
         images = sum(row["images_per_second"] * row["seconds"] for row in self.history)

@@ -92,9 +92,9 @@ def quick(class_folder, tmp_path_factory):
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The figure of every picture that the test writes."""
+    """Every figure that the test draws."""
     seen = []
-    original = style.picture
+    original = style.figure
 
     @contextmanager
     def recording(*args):
@@ -102,27 +102,27 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
             seen.append(figure)
             yield figure
 
-    monkeypatch.setattr(style, "picture", recording)
+    monkeypatch.setattr(style, "figure", recording)
     return seen
 
 
 @pytest.fixture
 def png(tmp_path: Path) -> Path:
-    """Where to write a picture: its folder is empty."""
-    return tmp_path / "picture.png"
+    """Where to write a figure: its folder is empty."""
+    return tmp_path / "figure.png"
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A finished run that was not trained, with pictures, to make a report of."""
-    return write_run(tmp_path / "a", history(6), pictures=True)
+    """A finished run with images to report on; it was not trained."""
+    return write_run(tmp_path / "a", history(6), images=True)
 
 
 @pytest.fixture(params=["run", "seeds", "unfinished", "range test", "comparison"])
 def any_page(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A report of each kind."""
     folders = {
-        "run": write_run(tmp_path / "run", history(6, ("train", "val", "test")), pictures=True),
+        "run": write_run(tmp_path / "run", history(6, ("train", "val", "test")), images=True),
         "seeds": write_seeds(tmp_path / "seeds", [history(4, seed=seed) for seed in range(3)]),
         "unfinished": write_run(tmp_path / "unfinished", history(2), finished=False, epochs=9),
         "range test": write_range_test(tmp_path / "lr"),

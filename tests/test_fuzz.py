@@ -263,7 +263,7 @@ def copy_of(interrupted, tmp_path):
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    for name in ("opening_pictures", "closing_pictures"):
+    for name in ("draw_training_data", "draw_results"):
         monkeypatch.setattr(f"fast_cifar.plots.run_images.{name}", lambda *_: None)
 
 

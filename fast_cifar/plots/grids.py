@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -61,7 +61,7 @@ def misclassified(
 
     Args:
         path: the PNG to write; its folder exists.
-        images: uint8 [n, H, W, 3] on the CPU. With n = 0 the picture says that there are none.
+        images: uint8 [n, H, W, 3] on the CPU. With n = 0 the grid says that there are none.
         truths, predictions: n class names each.
         confidences: n probabilities of the predicted class, in [0, 1].
 
@@ -76,42 +76,48 @@ def misclassified(
 
 
 def augmented(path: str | Path, originals: Tensor, views: Tensor, names: Sequence[str]) -> None:
-    """Writes one row an image: the name of its class, the original, and what augmentation made of it.
+    """Writes one row for each image: the name of its class, the original, and the augmented image of each epoch.
 
     Args:
         path: the PNG to write; its folder exists.
         originals: uint8 [n, H, W, 3] on the CPU.
-        views: uint8 [n, k, H, W, 3] on the CPU, k augmented views of each original.
+        views: uint8 [n, k, H, W, 3] on the CPU, of each original in epochs 1 to k.
         names: n class names; those too long for their column end in an ellipsis.
 
     Raises:
         ValueError: originals, views and names do not have the same length.
     """
-    font = _font(FONT_SIZE)
+    font, heading_font = _font(FONT_SIZE), _font(HEADING_SIZE)
+    heading = "Training images, as they are and as each epoch augments them"
     labels = [_shorten(name, font, ROOM) for name in names]
     original_x = MARGIN + max((int(font.getlength(label)) for label in labels), default=0) + GAP
-    first_view_x = original_x + TILE + 2 * GAP
-    top = MARGIN + LINE + GAP // 2
-    width = first_view_x + max(views.shape[1] * (TILE + GAP), TILE) - GAP + MARGIN
+    columns = [original_x + TILE + 2 * GAP + epoch * (TILE + GAP) for epoch in range(views.shape[1])]
+    columns_y = MARGIN + HEADING_SIZE + GAP
+    top = columns_y + LINE + GAP // 2
+    width = max([original_x, *columns][-1] + TILE, MARGIN + int(heading_font.getlength(heading)) + 1) + MARGIN
     height = top + max(len(originals), 1) * (TILE + GAP) - GAP + MARGIN
 
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     pen = ImageDraw.Draw(canvas)
-    _write(pen, (original_x, MARGIN), "original", font)
-    _write(pen, (first_view_x, MARGIN), "augmented", font)
+    _write(pen, (MARGIN, MARGIN), heading, heading_font)
+    _write(pen, (original_x, columns_y), "original", font)
+    for epoch, x in enumerate(columns, start=1):
+        _write(pen, (x, columns_y), f"epoch {epoch}", font)
     for row, (original, its_views, label) in enumerate(zip(originals, views, labels, strict=True)):
         y = top + row * (TILE + GAP)
         pen.text((original_x - GAP, y + TILE // 2), label, fill=INK, font=font, anchor="rm")
-        _paste(canvas, original, original_x, y)
-        for column, view in enumerate(its_views):
-            _paste(canvas, view, first_view_x + column * (TILE + GAP), y)
+        for x, image in zip([original_x, *columns], [original, *its_views], strict=True):
+            _paste(canvas, image, x, y)
     write_png(path, canvas)
 
 
-def write_png(path: str | Path, image: Image.Image) -> None:
-    """Writes a PNG: there is a whole picture or none."""
-    with atomic_write(path) as file:
-        image.save(file, format="PNG")
+def write_png(path: str | Path | IO[bytes], image: Image.Image) -> None:
+    """Writes a PNG to a binary file, or as a file that is complete or not there at all."""
+    if isinstance(path, (str, Path)):
+        with atomic_write(path) as file:
+            image.save(file, format="PNG")
+    else:
+        image.save(path, format="PNG")
 
 
 def plain(name: str) -> str:
@@ -152,13 +158,13 @@ def _verdict(truth: str, prediction: str, confidence: float) -> list[CaptionLine
 
 def _paste(canvas: Image.Image, image: Tensor, x: int, y: int) -> None:
     """Centres an image in the tile whose corner is (x, y): whole multiples of its pixels, or shrunk if it is larger."""
-    picture = Image.fromarray(image.numpy())
-    factor = TILE // max(picture.size)
+    tile = Image.fromarray(image.numpy())
+    factor = TILE // max(tile.size)
     if factor:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+        tile = tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
     else:
-        picture.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-    canvas.paste(picture, (x + (TILE - picture.width) // 2, y + (TILE - picture.height) // 2))
+        tile.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    canvas.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
 
 
 def _write(

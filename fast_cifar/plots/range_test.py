@@ -1,4 +1,4 @@
-"""The picture of a range test; as in `plots`, ask `matplotlib_available` first. `visible_losses` needs none of it."""
+"""The figure of a range test, drawn with matplotlib: ask `style.matplotlib_available` first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +26,7 @@ LINES_UP_TO = 10  # seeds
 
 
 def range_test(
-    path: str | Path,
+    path: str | Path | IO[bytes],
     lrs: Sequence[float],
     losses: Sequence[float],
     smoothed: Sequence[float],
@@ -42,7 +42,7 @@ def range_test(
     """Draws the loss of a range test against the learning rate, its points, and the interval it recommends.
 
     Args:
-        path: the PNG to write; its folder exists.
+        path: the PNG to write, or a binary file.
         lrs: the rates, increasing and positive, at least one.
         losses, smoothed: as many losses, means where there are several seeds; infinite ones and NaN are left out.
         suggestion: rates within those tested.
@@ -51,9 +51,9 @@ def range_test(
         band: lowest and highest smoothed loss of the seeds at each of `lrs`.
         lr_max_spread: of the seeds' LRMAX.
         divergence: the rate from which on the loss diverged.
-        notes: sentences for the foot of the picture.
+        notes: sentences for the foot of the figure.
     """
-    with style.picture(path, 12, 6) as figure:
+    with style.figure(path, 12, 6) as figure:
         axes = figure.subplots()
         axes.set_xscale("linear" if linear else "log")
         whose = f" (mean of {len(seeds)} seeds)" if seeds else ""
@@ -63,7 +63,7 @@ def range_test(
         for seed_lrs, seed_smoothed in seeds if len(seeds) <= LINES_UP_TO else ():
             axes.plot(seed_lrs, seed_smoothed, color=BLUE, linewidth=1, alpha=0.35, label="_one seed")
         axes.plot(lrs, smoothed, color=BLUE, label=f"smoothed loss{whose}")
-        ranges = [visible_losses(losses, smoothed), *(visible_losses(one, one) for _, one in seeds)]
+        ranges = [_visible_losses(losses, smoothed), *(_visible_losses(one, one) for _, one in seeds)]
         limits = min(low for low, _ in ranges), max(high for _, high in ranges)
         axes.set_ylim(limits)
         for name, marker, size, colour in POINTS:
@@ -85,8 +85,8 @@ def range_test(
             _write_foot(figure, notes)
 
 
-def visible_losses(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
-    """Limits that show the descent and the turn: an early spike and the divergence run out of the picture."""
+def _visible_losses(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
+    """Limits that show the descent and the turn: an early spike and the divergence leave the figure."""
     raw, smooth = np.array(losses, dtype=float), np.array(smoothed, dtype=float)
     finite = np.isfinite(raw) & np.isfinite(smooth)
     if not finite.any():

@@ -1,4 +1,4 @@
-"""Which pictures a run draws, and from what."""
+"""Which images and figures a run writes into its folder."""
 
 from __future__ import annotations
 
@@ -8,82 +8,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fast_cifar.augment import apply, draw
 from fast_cifar.build import Setup
 from fast_cifar.custom_resnet import probabilities
-from fast_cifar.data.load import Split, balanced_subset
+from fast_cifar.data.splits import Split, balanced_subset
 from fast_cifar.engine import Evaluation
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.plots import grids, style, training
 
-NO_MATPLOTLIB = "no curves without matplotlib; to have them: pip install matplotlib"
+SAMPLES, MISTAKES = 40, 40  # images at most
+AUGMENTED, EPOCHS = 10, 8  # images, and epochs in which each is shown
 
 
-def opening_pictures(folder: Path, setup: Setup, loader: DeviceLoader, lrs: list[float]) -> None:
-    """samples.png, augmented.png and, with matplotlib, schedule.png: what the run is about to do."""
-    data = setup.data
-    samples = _a_few(data.train, max(40, len(data.classes)))
-    grids.samples(folder / "samples.png", samples.images[:40], _names(samples.labels[:40], data.classes))
-    originals = _a_few(data.train, max(8, len(data.classes)))
-    images, names = originals.images[:8], _names(originals.labels[:8], data.classes)
-    views = torch.stack([_augmented(images, setup, loader, view) for view in range(8)], dim=1)
-    grids.augmented(folder / "augmented.png", images, views, names)
+def draw_training_data(folder: Path, setup: Setup, loader: DeviceLoader, lrs: list[float]) -> None:
+    """Writes samples.png, augmented.png and, with matplotlib, schedule.png: what the run trains on.
+
+    Args:
+        loader: the run's own; its epoch does not change.
+        lrs: the learning rate of every step.
+    """
+    classes = setup.data.classes
+    samples = _a_few(setup.data.train, SAMPLES, len(classes))
+    grids.samples(folder / "samples.png", *_images_and_names(setup.data.train, samples, classes))
+    chosen = _a_few(setup.data.train, AUGMENTED, len(classes))
+    originals, names = _images_and_names(setup.data.train, chosen, classes)
+    views = torch.stack([_augmented(loader, chosen, epoch) for epoch in range(EPOCHS)], dim=1)
+    grids.augmented(folder / "augmented.png", originals, views, names)
     if style.matplotlib_available():
         training.schedule(folder / "schedule.png", lrs, len(loader))
 
 
-def closing_pictures(
-    folder: Path, setup: Setup, history: list[dict[str, Any]], evaluation: Evaluation, title: str
-) -> None:
-    """misclassified.png and, with matplotlib, curves.png and confusion.png: what has come of it."""
+def draw_results(folder: Path, setup: Setup, history: list[dict[str, Any]], evaluation: Evaluation, title: str) -> None:
+    """Writes misclassified.png and, with matplotlib, curves.png and confusion.png: what the run achieved."""
     classes = setup.data.classes
-    truths, answers = evaluation.labels.cpu(), evaluation.logits.argmax(dim=1).cpu()
+    truths, predictions = evaluation.labels.cpu(), evaluation.logits.argmax(dim=1).cpu()
     if style.matplotlib_available():
-        training.curves(folder / "curves.png", history, title)
-        training.confusion(folder / "confusion.png", confusion_matrix(truths, answers, len(classes)), classes)
+        training.curves(folder / "curves.png", [history], len(history), title)
+        training.confusion(folder / "confusion.png", confusion_matrix(truths, predictions, len(classes)), classes)
     confidences = probabilities(evaluation.logits).amax(dim=1).cpu()
-    wrong = (truths != answers).nonzero().flatten()
-    worst = wrong[confidences[wrong].argsort(descending=True)][:40]
-    grids.misclassified(
-        folder / "misclassified.png",
-        setup.split(setup.headline).images[worst],
-        _names(truths[worst], classes),
-        _names(answers[worst], classes),
-        confidences[worst].tolist(),
-    )
+    wrong = (truths != predictions).nonzero().flatten()
+    worst = wrong[confidences[wrong].argsort(descending=True)][:MISTAKES]
+    images, names = _images_and_names(setup.split(setup.headline), worst, classes)
+    predicted = [classes[label] for label in predictions[worst].tolist()]
+    grids.misclassified(folder / "misclassified.png", images, names, predicted, confidences[worst].tolist())
 
 
-def confusion_matrix(truths: Tensor, answers: Tensor, classes: int) -> Tensor:
-    """int64 [classes, classes]: how many images of the row's class were taken for the column's."""
-    return torch.bincount(truths * classes + answers, minlength=classes * classes).reshape(classes, classes)
+def confusion_matrix(truths: Tensor, predictions: Tensor, classes: int) -> Tensor:
+    """int64 [classes, classes]: how many images of the row's class were predicted to be of the column's."""
+    return torch.bincount(truths * classes + predictions, minlength=classes * classes).reshape(classes, classes)
 
 
-def _a_few(split: Split, n: int) -> Split:
-    return balanced_subset(split, min(n, len(split)))
+def _a_few(split: Split, n: int, classes: int) -> Tensor:
+    """Indices of at most `n` images, as many of each class as can be."""
+    indices = Split(torch.arange(len(split)), split.labels)
+    return balanced_subset(indices, max(n, classes)).images[:n]
 
 
-def _names(labels: Tensor, classes: list[str]) -> list[str]:
-    return [classes[label] for label in labels.tolist()]
+def _images_and_names(split: Split, indices: Tensor, classes: list[str]) -> tuple[Tensor, list[str]]:
+    return split.images[indices], [classes[label] for label in split.labels[indices].tolist()]
 
 
-def _augmented(images: Tensor, setup: Setup, loader: DeviceLoader, seed: int) -> Tensor:
-    """uint8 [n, H, W, 3]: one draw of the run's augmentation, made visible again."""
-    options = setup.options
-    draws = draw(
-        len(images),
-        padding=options.padding,
-        cutout=options.cutout,
-        flip=options.flip,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    batch = apply(
-        images,
-        draws,
-        mean=loader.mean,
-        std=loader.std,
-        padding=options.padding,
-        cutout=options.cutout,
-        pad_mode=options.pad_mode,
-    )
+def _augmented(loader: DeviceLoader, chosen: Tensor, epoch: int) -> Tensor:
+    """uint8 [n, H, W, 3]: what the loader makes of the chosen images in an epoch, no longer normalised."""
+    permutation, draws = loader.draws(epoch)
+    places = permutation.argsort()[chosen.to(permutation.device)]
+    batch = loader.batch(permutation[places], draws[places]).float().cpu()
     mean, std = torch.tensor(loader.mean), torch.tensor(loader.std)
     return ((batch.permute(0, 2, 3, 1) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,7 +1,6 @@
-"""The ground of every picture that matplotlib draws, which is optional: ask `matplotlib_available` first.
+"""What all figures drawn with matplotlib share. It is optional: ask `matplotlib_available` first.
 
-A picture is one PNG, 1,200 pixels wide or more. Nothing here touches pyplot, and the caller's rcParams are afterwards
-as they were.
+A figure is written as one PNG. Nothing here touches pyplot or the caller's rcParams.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,6 +19,8 @@ from fast_cifar.plots.grids import write_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+NO_MATPLOTLIB = "no curves without matplotlib; to have them: pip install matplotlib"
 
 # Okabe and Ito's palette, made for colour-blind eyes.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
@@ -42,24 +43,30 @@ STYLE = {
 
 
 def matplotlib_available() -> bool:
-    """Whether pictures can be drawn with it."""
+    """Whether figures can be drawn."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 @contextmanager
-def picture(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure in our style, so many inches large at 100 pixels an inch; written to `path` when the block is done."""
+def figure(path: str | Path | IO[bytes], width: float, height: float, dpi: int = 100) -> Iterator[Figure]:
+    """A figure in our style, written when the block ends without an error.
+
+    Args:
+        path: the PNG to write, or a binary file to write it to.
+        width, height: in inches.
+        dpi: pixels per inch.
+    """
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-        canvas = FigureCanvasAgg(figure)
-        yield figure
+        drawn = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+        drawn.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+        canvas = FigureCanvasAgg(drawn)
+        yield drawn
         with warnings.catch_warnings():
-            # A class name in letters that the font lacks is drawn as boxes: no reason to alarm anyone.
+            # Letters that the font lacks, in a class name say, are drawn as boxes: not worth a warning.
             warnings.filterwarnings("ignore", "Glyph")
             canvas.draw()
         write_png(path, Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))

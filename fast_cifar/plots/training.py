@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from fast_cifar.plots import style
 from fast_cifar.plots.grids import plain
-from fast_cifar.plots.style import BLUE, FAINT, GREEN, VERMILLION
+from fast_cifar.plots.style import BLUE, FAINT, GREEN, ORANGE, PURPLE, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
 SPLITS = (("train", BLUE, "-", "o"), ("val", GREEN, "-.", "^"), ("test", VERMILLION, "--", "s"))
+# Metric -> factor from the file to the axis, how a value is written, the axis' label.
+METRICS = {"loss": (1, "{:.4f}", "cross-entropy (nats)"), "accuracy": (100, "{:.2f} %", "accuracy (%)")}
+LEGEND_COLUMNS = 3
 NUMBERS_UP_TO = 20  # classes: above it the cells are too small for numbers
 
 
@@ -34,7 +38,7 @@ def schedule(path: str | Path, lrs: Sequence[float], steps_per_epoch: int) -> No
     epochs = [(step + 1) / steps_per_epoch for step in range(len(lrs))]
     peak = int(np.argmax(lrs))
     highest = f"LRMAX {lrs[peak]:.3g}, max at epoch {peak // steps_per_epoch + 1}"
-    with style.picture(path, 12, 5) as figure:
+    with style.figure(path, 12, 5) as figure:
         axes = figure.subplots()
         axes.plot(epochs, lrs, color=BLUE)
         _mark(axes, epochs[0], lrs[0], f"LRMIN {lrs[0]:.3g}", above=False, side="left")
@@ -45,23 +49,53 @@ def schedule(path: str | Path, lrs: Sequence[float], steps_per_epoch: int) -> No
         _whole_epochs(axes)
 
 
-def curves(path: str | Path, history: Sequence[dict], title: str) -> None:
-    """Draws loss and accuracy of train, test and (if held out) validation against the epochs, and the gap between them.
+def curves(
+    path: str | Path | IO[bytes], histories: Sequence[Sequence[dict]], epochs: int, title: str | None = None
+) -> None:
+    """Draws loss and accuracy of train, test and (if held out) validation against the epochs.
+
+    Of one run, the legend has the last values, and the gap between train and test is shaded.
 
     Args:
-        path: the PNG to write; its folder exists.
-        history: rows of metrics.jsonl, at least one: `epoch`, and `SPLIT_loss` and `SPLIT_accuracy` (in [0, 1]) for the
-            splits train, test and val. What is absent, null or not finite is left out.
+        path: the PNG to write, or a binary file.
+        histories: of each seed the rows of metrics.jsonl, at least one: `epoch`, and `SPLIT_loss` and `SPLIT_accuracy`
+            (in [0, 1]) for the splits train, test and val. What is absent, null or not finite is left out.
+        epochs: where the axis ends.
         title: stands above both panels.
     """
-    with style.picture(path, 12, 5) as figure:
-        figure.suptitle(plain(title), parse_math=False)
-        loss, accuracy = figure.subplots(1, 2)
-        values = _draw_metric(loss, history, "loss", 1, "{:.4f}")
-        loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)", ylim=(0, 1.1 * max(values, default=1)))
-        values = _draw_metric(accuracy, history, "accuracy", 100, "{:.2f} %")
-        accuracy.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
-        accuracy.set_ylim(max(min(values, default=0) - 5, 0), 101)
+    with style.figure(path, 12, 5) as figure:
+        if title is not None:
+            figure.suptitle(plain(title), parse_math=False)
+        for axes, metric in zip(figure.subplots(1, 2), METRICS, strict=True):
+            _draw_metric(axes, metric, histories)
+            axes.set_xlim(0.5, epochs + 0.5)
+
+
+def comparison(path: str | Path | IO[bytes], runs: Sequence[tuple[str, str, Sequence[Sequence[dict]]]]) -> None:
+    """Draws the accuracies of several runs against the epochs; up to twenty differ in colour or dashes.
+
+    Args:
+        path: the PNG to write, or a binary file.
+        runs: of each its name, the key of its accuracy in a row of metrics.jsonl, and the rows of each of its seeds.
+    """
+    looks = itertools.cycle(itertools.product(("-", "--", "-.", ":"), (BLUE, VERMILLION, GREEN, PURPLE, ORANGE)))
+    rows = -(-len(runs) // LEGEND_COLUMNS)
+    with style.figure(path, 12, 5 + 0.25 * rows) as figure:
+        axes = figure.subplots()
+        handles = []
+        for (_, key, histories), (dashes, colour) in zip(runs, looks, strict=False):
+            look = {"color": colour, "linestyle": dashes, "linewidth": 2 if len(histories) == 1 else 1, "ms": 4}
+            handles += axes.plot([], [], **look)
+            for history in histories:
+                points = _points(history, key, 100)
+                axes.plot(list(points), list(points.values()), marker="o", **look)
+        axes.set(xlabel="epoch", ylabel="accuracy (%)")
+        _whole_epochs(axes)
+        legend = figure.legend(
+            handles, [""] * len(runs), loc="outside lower center", ncols=min(len(runs), LEGEND_COLUMNS)
+        )
+        for text, (name, *_) in zip(legend.get_texts(), runs, strict=True):
+            text.set(text=_ellipsis(name, 30), parse_math=False)  # as labels, names that begin with "_" are left out
 
 
 def confusion(path: str | Path, matrix: Tensor, classes: Sequence[str]) -> None:
@@ -75,34 +109,43 @@ def confusion(path: str | Path, matrix: Tensor, classes: Sequence[str]) -> None:
     """
     correct, total = int(matrix.trace()), int(matrix.sum())
     height = min(4 + 0.45 * len(classes), 16)
-    with style.picture(path, max(height, 12), height) as figure:
+    with style.figure(path, max(height, 12), height) as figure:
         figure.suptitle(f"Confusion matrix: {correct}/{total} correct ({100 * correct / max(total, 1):.2f} %)")
         heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
         _draw_heat(heat, matrix, classes)
         _draw_class_accuracy(bars, matrix)
 
 
-def _draw_metric(axes: Axes, history: Sequence[dict], metric: str, scale: float, number: str) -> list[float]:
-    """One line a split, its last value in the legend, and the gap between train and test shaded.
-
-    Returns:
-        Every value drawn.
-    """
-    known = {split: _points(history, f"{split}_{metric}", scale) for split, *_ in SPLITS}
+def _draw_metric(axes: Axes, metric: str, histories: Sequence[Sequence[dict]]) -> None:
+    """One line for each split of each history; of a single one the last values, and the gap between train and test."""
+    scale, number, unit = METRICS[metric]
+    single = len(histories) == 1
+    drawn: list[float] = []
     for split, colour, line, marker in SPLITS:
-        if points := known[split]:
-            epochs, values = list(points), list(points.values())
+        known = [points for history in histories if (points := _points(history, f"{split}_{metric}", scale))]
+        for index, points in enumerate(known):
+            epoch, values = list(points), list(points.values())
             look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
-            axes.plot(epochs, values, label=f"{split} {number.format(values[-1])}", **look)
-    if both := [epoch for epoch in known["train"] if epoch in known["test"]]:
-        train, test = ([known[split][epoch] for epoch in both] for split in ("train", "test"))
-        gap = f"train − test {number.format(train[-1] - test[-1])}"
-        axes.fill_between(both, train, test, color=FAINT, alpha=0.35, linewidth=0, label=gap)
-    if any(known.values()):
-        axes.legend(title="last values", loc="best")
-    axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+            label = f"{split} {number.format(values[-1])}" if single else "_" * (index > 0) + split
+            axes.plot(epoch, values, label=label, linewidth=2 if single else 1, **look)
+            drawn += values
+    if single:
+        _shade_gap(axes, metric, histories[0])
+    if drawn:
+        axes.legend(title="last values" if single else None, loc="best")
+    axes.set(title=metric.capitalize(), xlabel="epoch", ylabel=unit)
+    axes.set_ylim((0, 1.1 * max(drawn, default=1)) if metric == "loss" else (max(min(drawn, default=0) - 5, 0), 101))
     _whole_epochs(axes)
-    return [value for points in known.values() for value in points.values()]
+
+
+def _shade_gap(axes: Axes, metric: str, history: Sequence[dict]) -> None:
+    """Shades what is between the lines of train and test; a difference of accuracies is in percentage points."""
+    scale, number, _ = METRICS[metric]
+    train, test = (_points(history, f"{split}_{metric}", scale) for split in ("train", "test"))
+    if both := [epoch for epoch in train if epoch in test]:
+        label = f"train − test {number.format(train[both[-1]] - test[both[-1]]).replace('%', 'pp')}"
+        lines = ([points[epoch] for epoch in both] for points in (train, test))
+        axes.fill_between(both, *lines, color=FAINT, alpha=0.35, linewidth=0, label=label)
 
 
 def _points(history: Sequence[dict], key: str, scale: float) -> dict[int, float]:

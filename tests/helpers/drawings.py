@@ -1,4 +1,4 @@
-"""Made-up runs and range tests to be drawn, and what can be asked of a picture."""
+"""Made-up runs and range tests to be drawn, and what a test looks for in a figure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SUGGESTION = SimpleNamespace(lr_min=1e-4, lr_max=1e-2, steepest=1e-3, valley=5e-
 
 def assert_good(path: Path) -> None:
     """A whole PNG of a sane size that is not blank, alone in its folder."""
-    picture = np.asarray(Image.open(path).convert("RGB"))
-    height, width, _ = picture.shape
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    height, width, _ = pixels.shape
     assert 1200 <= width <= 2000
     assert 400 <= height <= 2000
-    assert picture.std() > 0
+    assert pixels.std() > 0
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

@@ -1,9 +1,8 @@
-"""Run folders to make reports of, and what a test asks a page: its elements, tables and curves."""
+"""Run folders to report on, and what a test looks for in a page: its elements and tables."""
 
 from __future__ import annotations
 
 import json
-import math
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from PIL import Image
 
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.report import report
-from fast_cifar.report.page import VOID
 from fast_cifar.runs.stats import summarize
 
-PICTURES = ("samples.png", "augmented.png", "misclassified.png", "confusion.png")
-
+IMAGES = ("samples.png", "augmented.png", "misclassified.png", "confusion.png")
+VOID = ("meta", "img")  # elements without an end tag
 
 SUGGESTION = {"lr_min": 1e-4, "lr_max": 1e-2, "steepest": 1e-3, "valley": 5e-3, "minimum": 3e-2}
 
@@ -90,8 +88,9 @@ def history(epochs: int, splits: tuple[str, ...] = ("train", "test"), seed: int 
 def summary_of(rows: list[dict], seed: int = 0) -> dict:
     return {
         "test_accuracy": rows[-1]["test_accuracy"],
-        "best_test_accuracy": max(row["test_accuracy"] for row in rows if row["test_accuracy"] is not None),
+        "best_test_accuracy": max((row["test_accuracy"] for row in rows if row["test_accuracy"]), default=None),
         "train_accuracy": rows[-1]["train_accuracy"],
+        **({"val_accuracy": rows[-1]["val_accuracy"]} if "val_accuracy" in rows[-1] else {}),
         "epochs": len(rows),
         "seed": seed,
         "seconds": 1234.5,
@@ -112,7 +111,7 @@ def write(path: Path, contents: object) -> None:
     path.write_text(json.dumps(contents))
 
 
-def write_run(path: Path, rows: list[dict], *, finished: bool = True, pictures: bool = False, **changes) -> Path:
+def write_run(path: Path, rows: list[dict], *, finished: bool = True, images: bool = False, **changes) -> Path:
     """A run folder without its checkpoints."""
     path.mkdir(parents=True)
     options = TrainOptions(**{"epochs": len(rows), "name": path.name, "device": "cpu"} | changes)
@@ -120,17 +119,21 @@ def write_run(path: Path, rows: list[dict], *, finished: bool = True, pictures: 
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
         write(path / "summary.json", summary_of(rows, options.seed))
-    for index, name in enumerate(PICTURES if pictures else ()):
-        pixels = np.random.default_rng(index).integers(0, 256, (300, 1300, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / name)
+    for index, name in enumerate(IMAGES if images else ()):
+        write_image(path / name, index)
     return path
+
+
+def write_image(path: Path, seed: int = 0) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (300, 1300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
 
 
 def write_seeds(path: Path, histories: list[list[dict]], *, finished: bool = True, **changes) -> Path:
     write_run(path, histories[0], finished=False, runs=len(histories), **changes)
     (path / "metrics.jsonl").unlink()
     for seed, rows in enumerate(histories):
-        write_run(path / f"run-{seed + 1}", rows, seed=seed, pictures=seed == 0, **changes)
+        write_run(path / f"run-{seed + 1}", rows, seed=seed, images=seed == 0, **changes)
     if finished:
         summaries = [summary_of(rows, seed) for seed, rows in enumerate(histories)]
         write(path / "summary.json", summarize(summaries) | {"failures": []})
@@ -149,6 +152,7 @@ def write_range_test(path: Path, **more) -> Path:
     path.mkdir()
     write(path / "config.json", RangeTestOptions(name=path.name).as_dict())
     write(path / "lrfind.json", sweep() | more)
+    write_image(path / "lrfind.png")
     return path
 
 
@@ -171,33 +175,3 @@ def region(root: Element, label: str) -> Element:
 
 def facts(root: Element) -> dict[str, str]:
     return {name.text: value.text for name, value in zip(root.all("dt"), root.all("dd"), strict=True)}
-
-
-def figure(root: Element, title: str) -> Element:
-    (found,) = [figure for figure in root.all("figure") if figure.one("figcaption").text == title]
-    return found
-
-
-def scale(chart: Element, axis: str, log: bool = False):
-    """From a coordinate of a chart to the value there, as a reader would tell it from the ticks."""
-    ticks = [
-        (float(tick[axis]) - (4.5 if axis == "y" else 0), float(tick.text.replace(",", "")))
-        for tick in chart.all("text", f"{axis}-tick")
-    ]
-    assert len(ticks) >= 2
-    places, values = zip(*ticks, strict=True)
-    slope, offset = np.polyfit(places, np.log(values) if log else values, 1)
-    return lambda place: math.exp(slope * place + offset) if log else slope * place + offset
-
-
-def drawn(chart: Element, colour: str, log: bool = False, index: int = 0) -> list[tuple[float, float]]:
-    """The values at the corners of a line."""
-    x, y = scale(chart, "x", log), scale(chart, "y")
-    pairs = [pair.split(",") for pair in chart.all("polyline", colour)[index]["points"].split()]
-    return [(x(float(left)), y(float(top))) for left, top in pairs]
-
-
-def assert_same(points: list[tuple[float, float]], expected: list[tuple[float, float]], tolerance: float) -> None:
-    """Coordinates have two decimals, and so the values are known to some thousandth of the axis."""
-    assert len(points) == len(expected)
-    np.testing.assert_allclose(np.array(points), np.array(expected), rtol=2e-3, atol=tolerance)

@@ -159,7 +159,7 @@ class Soak:
 def pictures(drawn: bool) -> Iterator[None]:
     """Lets runs draw pictures or not."""
     with ExitStack() as stack:
-        for name in () if drawn else ("opening_pictures", "closing_pictures"):
+        for name in () if drawn else ("draw_training_data", "draw_results"):
             stack.enter_context(mock.patch(f"fast_cifar.plots.run_images.{name}", draw_nothing))
         yield
 

@@ -1,4 +1,4 @@
-"""The picture of a range test: curve, points and interval are those given, and every awkward loss gives a picture."""
+"""The figure of a range test: curve, points and interval are those given, and any losses can be drawn."""
 
 from __future__ import annotations
 
@@ -35,21 +35,14 @@ def test_the_points_of_the_range_test_stand_on_the_smoothed_curve(png, figures):
     assert y == pytest.approx([losses[60]])
 
 
-def test_the_range_test_tells_its_values(png, figures):
+def test_the_range_test_tells_its_values_and_shades_the_recommended_interval(png, figures):
     lrs, losses = sweep()
     range_test.range_test(png, lrs, losses, losses, SUGGESTION)
     axes = figures[0].axes[0]
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert {"steepest 0.001", "valley 0.005", "minimum 0.03"} <= set(legend)
     assert texts(axes) == ["LRMIN 0.0001", "LRMAX 0.01"]
-
-
-def test_the_recommended_interval_is_shaded(png, figures):
-    lrs, losses = sweep()
-    range_test.range_test(png, lrs, losses, losses, SUGGESTION)
-    axes = figures[0].axes[0]
-    (span,) = axes.patches
-    box = span.get_window_extent().transformed(axes.transData.inverted())
+    box = axes.patches[0].get_window_extent().transformed(axes.transData.inverted())
     assert (box.x0, box.x1) == pytest.approx((1e-4, 1e-2))
 
 
@@ -75,7 +68,7 @@ def test_neither_divergence_nor_an_early_spike_hides_the_descent(png, figures, t
 
 
 @pytest.mark.parametrize("losses", [[math.nan] * 5, [2.3] * 5, [2.3, 3.0, 9.0, 1e9, math.inf], [0.0] * 5])
-def test_a_range_test_that_never_descends_gives_a_picture(png, losses):
+def test_a_range_test_that_never_descends_is_drawn(png, losses):
     rate = SimpleNamespace(lr_min=1e-6, lr_max=1e-5, steepest=1e-6, valley=1e-6, minimum=1e-6)
     range_test.range_test(png, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2], losses, losses, rate)
     assert_good(png)

@@ -1,4 +1,4 @@
-"""What holds for every picture: it is whole, it leaves matplotlib as it was, and nothing needs matplotlib to start."""
+"""What holds for every figure: it is complete, leaves matplotlib as it was, and nothing needs matplotlib to start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fast_cifar.plots import range_test, style, training
+from fast_cifar.plots import grids, range_test, style, training
 from tests.helpers.drawings import CLASSES, SUGGESTION, assert_good, history, matrix, one_cycle, sweep
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -24,12 +24,12 @@ def test_without_matplotlib_it_is_reported_missing(monkeypatch):
     assert not style.matplotlib_available()
 
 
-def test_nothing_reaches_out_of_a_picture(png, figures):
+def test_nothing_reaches_out_of_a_figure(png, figures):
     lrs, losses = sweep()
     edge = SimpleNamespace(lr_min=lrs[0], lr_max=lrs[-1], steepest=1e-3, valley=1e-3, minimum=lrs[-1])
     range_test.range_test(png, lrs, losses, losses, edge)
     training.schedule(png, one_cycle(240, 238), 10)
-    training.curves(png, history(24, ("train", "test", "val")), "title")
+    training.curves(png, [history(24, ("train", "test", "val"))], 24, "title")
     training.confusion(png, matrix(20), ["a rather long name"] * 20)
     for figure in figures:
         box = figure.get_tightbbox()
@@ -40,7 +40,7 @@ def test_nothing_reaches_out_of_a_picture(png, figures):
         assert box.y1 <= height
 
 
-def test_a_picture_that_fails_leaves_no_file(png):
+def test_a_figure_that_fails_leaves_no_file(png):
     with pytest.raises(ValueError, match="shape|dimension"):
         range_test.range_test(png, [1e-3, 1e-2], [1.0], [1.0], SUGGESTION)
     assert not list(png.parent.iterdir())
@@ -61,7 +61,7 @@ def test_drawing_never_imports_pyplot(png, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     lrs, losses = sweep()
     training.schedule(png, one_cycle(240, 49), 10)
-    training.curves(png, history(3), "title")
+    training.curves(png, [history(3)], 3, "title")
     training.confusion(png, matrix(3), CLASSES[:3])
     range_test.range_test(png, lrs, losses, losses, SUGGESTION)
     assert_good(png)
@@ -69,8 +69,8 @@ def test_drawing_never_imports_pyplot(png, monkeypatch):
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(style, "picture"), (training, "schedule"), (range_test, "visible_losses")],
-    ids=["style", "training", "range_test"],
+    [(style, "figure"), (training, "schedule"), (range_test, "range_test"), (grids, "samples")],
+    ids=["style", "training", "range_test", "grids"],
 )
 def test_the_module_can_be_imported_without_matplotlib(monkeypatch, module, function):
     monkeypatch.setitem(sys.modules, "matplotlib", None)

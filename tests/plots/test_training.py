@@ -1,4 +1,4 @@
-"""The curves and heat maps: what stands in the axes is what was given, and every awkward input gives a picture."""
+"""The curves and heat maps hold what was given, and any input can be drawn."""
 
 from __future__ import annotations
 
@@ -41,36 +41,26 @@ def test_unusual_schedules_are_drawn(png, lrs):
     assert_good(png)
 
 
-def test_curves_hold_the_history_with_accuracy_in_percent(png, figures):
+def test_curves_hold_the_history_with_accuracy_in_percent_and_the_gap_shaded(png, figures):
     rows = history(24)
-    training.curves(png, rows, "title")
+    training.curves(png, [rows], len(rows), "title")
     loss, accuracy = figures[0].axes
     for split in ("train", "test"):
         assert lines(loss)[split] == (list(range(1, 25)), [row[f"{split}_loss"] for row in rows])
         assert lines(accuracy)[split][1] == [100 * row[f"{split}_accuracy"] for row in rows]
+    for axes in figures[0].axes:
+        gap = axes.collections[0].get_paths()[0].vertices
+        assert (gap[:, 0].min(), gap[:, 0].max()) == (1, 24)
     assert_good(png)
 
 
 def test_curves_tell_the_last_values_and_the_gap(png, figures):
     rows = history(2)
     rows[-1] |= {"train_accuracy": 0.95, "test_accuracy": 0.9125, "train_loss": 0.5, "test_loss": 0.75}
-    training.curves(png, rows, "title")
+    training.curves(png, [rows], len(rows), "title")
     loss, accuracy = ([text.get_text() for text in axes.get_legend().get_texts()] for axes in figures[0].axes)
     assert loss == ["train 0.5000", "test 0.7500", "train − test -0.2500"]
-    assert accuracy == ["train 95.00 %", "test 91.25 %", "train − test 3.75 %"]
-
-
-def test_the_gap_between_train_and_test_is_shaded(png, figures):
-    training.curves(png, history(24), "title")
-    for axes in figures[0].axes:
-        corners = axes.collections[0].get_paths()[0].vertices
-        assert corners[:, 0].min() == 1
-        assert corners[:, 0].max() == 24
-
-
-def test_a_held_out_split_has_its_own_line(png, figures):
-    training.curves(png, history(5, ("train", "test", "val")), "title")
-    assert all(set(lines(axes)) == {"train", "val", "test"} for axes in figures[0].axes)
+    assert accuracy == ["train 95.00 %", "test 91.25 %", "train − test 3.75 pp"]
 
 
 @pytest.mark.parametrize("unknown", [None, math.nan, math.inf])
@@ -78,13 +68,13 @@ def test_epochs_that_were_not_evaluated_are_left_out(png, figures, unknown):
     rows = history(8)
     for row in rows[::2]:
         row |= {"test_loss": unknown, "test_accuracy": unknown}
-    training.curves(png, rows, "title")
+    training.curves(png, [rows], len(rows), "title")
     assert all(lines(axes)["test"][0] == [2, 4, 6, 8] for axes in figures[0].axes)
     assert_good(png)
 
 
-def test_a_single_epoch_is_inside_the_picture(png, figures):
-    training.curves(png, history(1), "title")
+def test_a_single_epoch_is_inside_the_figure(png, figures):
+    training.curves(png, [history(1)], 1, "title")
     for axes in figures[0].axes:
         low, high = axes.get_ylim()
         for epochs, values in lines(axes).values():
@@ -93,14 +83,47 @@ def test_a_single_epoch_is_inside_the_picture(png, figures):
     assert_good(png)
 
 
-def test_a_history_of_nothing_but_nulls_gives_a_picture(png):
-    training.curves(png, [{"epoch": 1, "train_loss": None, "train_accuracy": None}], "title")
+def test_a_history_of_nothing_but_nulls_is_drawn(png):
+    training.curves(png, [[{"epoch": 1, "train_loss": None, "train_accuracy": None}]], 1, "title")
     assert_good(png)
 
 
 def test_a_title_is_not_read_as_mathematics(png, figures):
-    training.curves(png, history(2), "runs/$\\frac{/1$\n猫")
+    training.curves(png, [history(2)], 2, "runs/$\\frac{/1$\n猫")
     assert figures[0].get_suptitle() == "runs/$\\frac{/1$?猫"
+    assert_good(png)
+
+
+def test_several_seeds_are_thin_lines_with_one_legend_entry_a_split(png, figures):
+    histories = [[row | {"test_loss": row["test_loss"] + seed} for row in history(3)] for seed in range(3)]
+    training.curves(png, histories, 3)
+    axes = figures[0].axes[0]
+    drawn = [list(line.get_ydata()) for line in axes.lines]
+    assert all([row["test_loss"] for row in rows] in drawn for rows in histories)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train", "test"]
+    assert not axes.collections  # the gap of one run would hide those of the others
+    assert_good(png)
+
+
+def test_a_comparison_holds_the_accuracy_of_every_run_and_seed_in_percent(png, figures):
+    seeds = [history(3, ("val",)), history(4, ("val",))]
+    training.comparison(png, [("a", "test_accuracy", [history(5)]), ("b", "val_accuracy", seeds)])
+    drawn = [list(line.get_ydata()) for line in figures[0].axes[0].lines if len(line.get_ydata())]
+    expected = [(history(5), "test_accuracy"), *((rows, "val_accuracy") for rows in seeds)]
+    assert drawn == [[100 * row[key] for row in rows] for rows, key in expected]
+    assert_good(png)
+
+
+def test_twenty_runs_can_be_told_apart_and_have_their_names(png, figures):
+    names = ["_hidden", "$x^$", "a long name " * 9, *map(str, range(17))]
+    training.comparison(png, [(name, "test_accuracy", [history(2)]) for name in names])
+    looks = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines}
+    assert len(looks) == 20
+    shown = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert shown[:2] == names[:2]
+    assert shown[3:] == names[3:]
+    box = figures[0].legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figures[0].bbox.x1
     assert_good(png)
 
 
@@ -111,28 +134,18 @@ def test_the_heat_map_is_percent_of_the_row_and_its_cells_are_counts(png, figure
     assert heat.images[0].get_array().tolist() == [[75, 25], [25, 75]]
     assert texts(heat) == ["30", "10", "5", "15"]
     assert [bar.get_width() for bar in bars.patches] == [75, 75]
-    assert_good(png)
-
-
-def test_the_confusion_matrix_has_the_accuracy_in_its_title(png, figures):
-    training.confusion(png, torch.tensor([[30, 10], [5, 15]]), ["cat", "dog"])
     assert figures[0].get_suptitle() == "Confusion matrix: 45/60 correct (75.00 %)"
+    assert_good(png)
 
 
 def test_the_confusion_matrix_names_rows_and_columns(png, figures):
     training.confusion(png, matrix(10), CLASSES)
-    heat = figures[0].axes[0]
+    heat, bars, *_ = figures[0].axes
     assert [label.get_text() for label in heat.get_yticklabels()] == CLASSES
     assert [label.get_text() for label in heat.get_xticklabels()] == CLASSES
     assert heat.get_ylabel() == "true class"
     assert heat.get_xlabel() == "predicted class"
-    assert heat.get_ylim() == (9.5, -0.5)  # the first class on top
-
-
-def test_bars_and_rows_of_the_confusion_matrix_are_level(png, figures):
-    training.confusion(png, matrix(10), CLASSES)
-    heat, bars, *_ = figures[0].axes
-    assert bars.get_ylim() == heat.get_ylim()
+    assert heat.get_ylim() == bars.get_ylim() == (9.5, -0.5)  # the first class on top, its bar level with it
     assert bars.get_position().y0 == pytest.approx(heat.get_position().y0)
     assert bars.get_position().y1 == pytest.approx(heat.get_position().y1)
 
@@ -151,7 +164,7 @@ def test_a_class_without_images_has_no_accuracy(png, figures):
     assert_good(png)
 
 
-def test_an_empty_confusion_matrix_gives_a_picture(png):
+def test_an_empty_confusion_matrix_is_drawn(png):
     training.confusion(png, torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
     assert_good(png)
 

@@ -244,7 +244,7 @@ def test_the_sound_checkpoint_outlives_a_second_damage(small_network, quick, tmp
     assert_same_end(tmp_path / "a", never_stopped)
 
 
-@pytest.mark.parametrize("stopped_in", ["opening_pictures", "closing_pictures"])
+@pytest.mark.parametrize("stopped_in", ["draw_training_data", "draw_results"])
 def test_a_run_stopped_while_it_draws_goes_on_with_the_pictures(
     small_network, quick, tmp_path, monkeypatch, never_stopped, stopped_in
 ):

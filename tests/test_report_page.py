@@ -1,19 +1,20 @@
-"""The report: what stands on the page is text and needs nothing but itself; the command around it."""
+"""The page of a report: its text is escaped, it needs nothing but itself, a browser shows it; and its command."""
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from fast_cifar.report import report
-from fast_cifar.report.__main__ import main
-from tests.helpers.pages import drawn, facts, figure, history, page, parse, sweep, write, write_run
+from fast_cifar.report import main, report
+from tests.helpers.pages import cells, facts, history, page, parse, sweep, write, write_run
 
 ATTACK = "<script>alert('x')</script>&amp;\""
 
@@ -26,7 +27,7 @@ def one_error_line(capsys: pytest.CaptureFixture) -> str:
     return captured.err
 
 
-def test_every_page_is_balanced_and_has_one_heading_of_the_first_order(any_page):
+def test_every_page_is_balanced_and_has_one_main_heading(any_page):
     root = parse(any_page)
     assert any_page.startswith("<!DOCTYPE html>\n")
     assert len(root.all("h1")) == 1
@@ -41,6 +42,7 @@ def test_a_page_refers_to_nothing_outside_itself(any_page):
         assert not root.all(name)
     for image in root.all("img"):
         assert image["src"].startswith("data:image/png;base64,")
+        assert len(image["alt"]) > 20
     for anchor in root.all("a"):
         assert anchor["href"].removeprefix("#") in ids
     assert not re.search(r"url\(|@import|https?:", any_page)
@@ -50,7 +52,7 @@ def test_no_value_that_is_missing_is_named_in_python_or_json(any_page):
     assert not re.search(r"\b(None|null|nan|NaN|inf|undefined)\b", parse(any_page).one("body").text)
 
 
-def test_whatever_stands_in_a_file_is_text(tmp_path):
+def test_what_a_file_says_is_shown_as_text(tmp_path):
     folder = write_run(tmp_path / "<img src=x onerror=alert(1)>", history(2), data=ATTACK)
     summary = json.loads((folder / "summary.json").read_text())
     write(folder / "summary.json", summary | {"dataset": ATTACK, "device": ATTACK, "torch": ATTACK})
@@ -60,14 +62,14 @@ def test_whatever_stands_in_a_file_is_text(tmp_path):
     other = write_run(tmp_path / "b", history(2))
     for root in (page(folder), page(folder, other)):
         assert not root.all("script")
-        assert not root.all("img")
+        assert not [image for image in root.all("img") if not image["src"].startswith("data:")]
         assert facts(root)["device"] in (ATTACK, "abacus")
         assert root.all("p", "alarm")[0].text == ATTACK
         assert ATTACK in [code.text for code in root.all("code")]
         assert any("<img src=x onerror=alert(1)>" in heading.text for heading in root.all("h1") + root.all("h2"))
 
 
-def test_a_folder_whose_name_is_no_text_can_be_shown(tmp_path):
+def test_a_folder_whose_name_cannot_be_decoded_can_be_shown(tmp_path):
     folder = write_run(tmp_path / "a", history(1))
     strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n"))
     try:
@@ -83,7 +85,7 @@ def test_a_run_that_was_really_trained_can_be_shown(run):
     root = page(folder)
     assert root.one("p", "headline").text.startswith(f"{100 * summary['test_accuracy']:.2f} %")
     assert len(root.all("img")) >= 3
-    assert len(drawn(figure(root, "Loss").one("svg", "chart"), "blue")) == 3
+    assert len(cells(root.one("details"))) == 1 + 3
 
 
 def test_the_page_goes_into_the_run_folder(run_folder, capsys):
@@ -94,7 +96,7 @@ def test_the_page_goes_into_the_run_folder(run_folder, capsys):
     assert (run_folder / "report.html").read_text("utf-8") == report([run_folder])
 
 
-def test_a_comparison_goes_where_one_is(tmp_path, monkeypatch):
+def test_a_comparison_goes_into_the_current_folder(tmp_path, monkeypatch):
     folders = [str(write_run(tmp_path / name, history(2))) for name in "ab"]
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -102,7 +104,7 @@ def test_a_comparison_goes_where_one_is(tmp_path, monkeypatch):
     assert [path.name for path in Path().iterdir()] == ["report.html"]
 
 
-def test_the_page_goes_where_it_is_told(run_folder, tmp_path):
+def test_out_says_where_the_page_goes(run_folder, tmp_path):
     assert main([str(run_folder), "--out", str(tmp_path / "other.html")]) == 0
     assert parse((tmp_path / "other.html").read_text("utf-8"))
     assert not (run_folder / "report.html").exists()
@@ -118,7 +120,7 @@ DAMAGE = {
         b'{"lrs": [1], "losses": [1, 2], "smoothed": [1]}',
         b'{"lrs": 1, "losses": 1, "smoothed": 1}',
     ],
-    "samples.png": [b"", b"not a picture"],
+    "samples.png": [b"", b"not an image"],
 }
 
 
@@ -137,7 +139,7 @@ def test_damage_is_one_line_that_names_the_file_and_nothing_is_written(run_folde
     assert (run_folder / "report.html").read_bytes() == good
 
 
-def test_a_truncated_picture_is_named(run_folder, capsys):
+def test_a_truncated_image_is_named(run_folder, capsys):
     path = run_folder / "confusion.png"
     path.write_bytes(path.read_bytes()[:-1000])
     assert main([str(run_folder)]) == 2
@@ -145,7 +147,7 @@ def test_a_truncated_picture_is_named(run_folder, capsys):
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "file"])
-def test_what_is_no_run_folder_is_one_line(run_folder, tmp_path, capsys, name):
+def test_what_is_not_a_run_folder_is_one_line(run_folder, tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     before = sorted(tmp_path.rglob("*"))
@@ -160,14 +162,14 @@ def test_a_wrong_command_line_is_one_line(arguments, capsys):
     one_error_line(capsys)
 
 
-def test_a_file_that_is_no_page_is_not_replaced(run_folder, capsys):
+def test_a_file_that_is_not_a_page_is_not_replaced(run_folder, capsys):
     before = (run_folder / "config.json").read_bytes()
     assert main([str(run_folder), "--out", str(run_folder / "config.json")]) == 2
     assert "must end in .html" in one_error_line(capsys)
     assert (run_folder / "config.json").read_bytes() == before
 
 
-def test_a_folder_that_is_not_there_is_one_line(run_folder, tmp_path, capsys):
+def test_a_missing_folder_for_the_page_is_one_line(run_folder, tmp_path, capsys):
     assert main([str(run_folder), "--out", str(tmp_path / "no/report.html")]) == 2
     assert "no/report.html" in one_error_line(capsys)
 
@@ -184,7 +186,40 @@ def test_help_teaches_by_example(capsys):
 def test_it_starts_without_torch_and_matplotlib(run_folder):
     code = (
         "import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None\n"
-        "from fast_cifar.report.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        "from fast_cifar.report import main; sys.exit(main(sys.argv[1:]))"
     )
-    subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True, cwd=Path(__file__).parents[1])
     assert (run_folder / "report.html").exists()
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# First the listener, to hear of every error; last the measurements, as an attribute that --dump-dom prints.
+LISTENER = "<script>window.wrong = []; addEventListener('error', e => wrong.push(String(e.message)), true)</script>"
+MEASUREMENTS = """<script>
+addEventListener('load', () => {
+  document.querySelectorAll('details').forEach(details => details.open = true)
+  parent.document.documentElement.setAttribute('data-measured', JSON.stringify({
+    wide: document.documentElement.scrollWidth, window: innerWidth, wrong,
+    images: [...document.images].map(image => image.complete ? image.naturalWidth : 0),
+  }))
+})
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_a_page_as_wide_as_its_window_with_all_images_and_no_error(any_page, tmp_path, width):
+    instrumented = any_page.replace("<head>", f"<head>{LISTENER}").replace("</body>", f"{MEASUREMENTS}</body>")
+    # In a frame, because the window of a headless browser may be no narrower than 500 pixels.
+    frame = f'<iframe srcdoc="{html.escape(instrumented)}" style="width: {width}px; height: 844px; border: 0"></iframe>'
+    path = tmp_path / "frame.html"
+    path.write_text(f"<!DOCTYPE html><html><body>{frame}</body></html>", "utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--dump-dom", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
+    measured = json.loads(html.unescape(re.search(r'data-measured="([^"]*)"', shown.stdout)[1]))
+    assert "CONSOLE" not in shown.stderr
+    assert measured["wrong"] == []
+    assert measured["window"] == width
+    assert measured["wide"] <= width
+    assert [int(image["width"]) for image in parse(any_page).all("img")] == measured["images"]
