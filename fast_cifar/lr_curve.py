@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +122,11 @@ class RangeTest(Curve):
             self.lrs,
             self.losses,
             self.smoothed,
-            self.suggestion,
+            asdict(self.suggestion),
             linear=self.sweep == "linear",
             seeds=[(curve.lrs, curve.smoothed) for curve in self.repeats] if several else (),
             band=(smoothed.min(axis=0).tolist(), smoothed.max(axis=0).tolist()) if several else None,
-            lr_max_spread=self.lr_max_spread,
+            lr_max_range=(self.lr_max_spread.lowest, self.lr_max_spread.highest) if several else None,
             divergence=self.divergence,
             notes=self.warnings,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fast_cifar.lr_curve import Spread, Suggestion
-
 # The points of a range test, the largest first: those that coincide can all be seen.
 POINTS = (("steepest", "v", 16, PURPLE), ("valley", "s", 11, GREEN), ("minimum", "o", 8, ORANGE))
 LINES_UP_TO = 10  # seeds
@@ -30,12 +28,12 @@ def range_test(
     lrs: Sequence[float],
     losses: Sequence[float],
     smoothed: Sequence[float],
-    suggestion: Suggestion,
+    suggestion: Mapping[str, float],
     *,
     linear: bool = False,
     seeds: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
     band: tuple[Sequence[float], Sequence[float]] | None = None,
-    lr_max_spread: Spread | None = None,
+    lr_max_range: tuple[float, float] | None = None,
     divergence: float | None = None,
     notes: Sequence[str] = (),
 ) -> None:
@@ -45,11 +43,11 @@ def range_test(
         path: the PNG to write, or a binary file.
         lrs: the rates, increasing and positive, at least one.
         losses, smoothed: as many losses, means where there are several seeds; infinite ones and NaN are left out.
-        suggestion: rates within those tested.
+        suggestion: `lr_min`, `lr_max`, `steepest`, `valley` and `minimum`, within the rates tested.
         linear: the axis of the rates, which is logarithmic otherwise.
         seeds: (lrs, smoothed) of each seed where there are several; a few are drawn as lines of their own.
         band: lowest and highest smoothed loss of the seeds at each of `lrs`.
-        lr_max_spread: of the seeds' LRMAX.
+        lr_max_range: the seeds' lowest and highest LRMAX.
         divergence: the rate from which on the loss diverged.
         notes: sentences for the foot of the figure.
     """
@@ -67,17 +65,18 @@ def range_test(
         limits = min(low for low, _ in ranges), max(high for _, high in ranges)
         axes.set_ylim(limits)
         for name, marker, size, colour in POINTS:
-            lr = getattr(suggestion, name)
+            lr = suggestion[name]
             loss = np.clip(np.interp(math.log(lr), np.log(lrs), smoothed), *limits)
             look = {"color": colour, "markersize": size, "markeredgecolor": "white"}
             axes.plot(lr, loss, marker, label=f"{name} {lr:.3g}", **look)
         if divergence is not None:
             axes.axvline(divergence, color=VERMILLION, linestyle=":", label=f"divergence {divergence:.3g}")
-        _shade_interval(axes, suggestion.lr_min, suggestion.lr_max)
-        if lr_max_spread is not None:
-            ends = lr_max_spread.lowest, lr_max_spread.highest
-            label = "LRMAX of the seeds {:.3g} to {:.3g}".format(*ends)
-            axes.axvspan(*ends, facecolor="none", edgecolor=DARK_GREEN, hatch="//", linewidth=0, alpha=0.5, label=label)
+        _shade_interval(axes, suggestion["lr_min"], suggestion["lr_max"])
+        if lr_max_range is not None:
+            label = "LRMAX of the seeds {:.3g} to {:.3g}".format(*lr_max_range)
+            axes.axvspan(
+                *lr_max_range, facecolor="none", edgecolor=DARK_GREEN, hatch="//", linewidth=0, alpha=0.5, label=label
+            )
         axes.set(xlabel=f"learning rate ({'linear' if linear else 'log'} scale)", ylabel="cross-entropy (nats)")
         axes.set_title("Range test", pad=28)  # clear of the texts above the interval
         axes.legend(loc="best")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-SUGGESTION = SimpleNamespace(lr_min=1e-4, lr_max=1e-2, steepest=1e-3, valley=5e-3, minimum=3e-2)
+SUGGESTION = {"lr_min": 1e-4, "lr_max": 1e-2, "steepest": 1e-3, "valley": 5e-3, "minimum": 3e-2}
 
 
 def assert_good(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ def test_the_range_test_holds_both_losses_over_a_logarithmic_axis(png, figures):
 def test_the_points_of_the_range_test_stand_on_the_smoothed_curve(png, figures):
     lrs, losses = sweep()
     lr = lrs[60]
-    suggestion = SimpleNamespace(**{**vars(SUGGESTION), "steepest": lr})
+    suggestion = SUGGESTION | {"steepest": lr}
     range_test.range_test(png, lrs, losses[::-1], losses, suggestion)
     x, y = lines(figures[0].axes[0])["steepest"]
     assert x == [lr]
@@ -48,7 +47,7 @@ def test_the_range_test_tells_its_values_and_shades_the_recommended_interval(png
 
 def test_the_texts_of_the_interval_never_meet(png, figures):
     lrs, losses = sweep()
-    narrow = SimpleNamespace(**{**vars(SUGGESTION), "lr_min": 1e-3, "lr_max": 1.001e-3})
+    narrow = SUGGESTION | {"lr_min": 1e-3, "lr_max": 1.001e-3}
     range_test.range_test(png, lrs, losses, losses, narrow)
     left, right = (text.get_window_extent() for text in figures[0].axes[0].texts)
     assert left.x1 <= right.x0
@@ -69,7 +68,7 @@ def test_neither_divergence_nor_an_early_spike_hides_the_descent(png, figures, t
 
 @pytest.mark.parametrize("losses", [[math.nan] * 5, [2.3] * 5, [2.3, 3.0, 9.0, 1e9, math.inf], [0.0] * 5])
 def test_a_range_test_that_never_descends_is_drawn(png, losses):
-    rate = SimpleNamespace(lr_min=1e-6, lr_max=1e-5, steepest=1e-6, valley=1e-6, minimum=1e-6)
+    rate = {"lr_min": 1e-6, "lr_max": 1e-5, "steepest": 1e-6, "valley": 1e-6, "minimum": 1e-6}
     range_test.range_test(png, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2], losses, losses, rate)
     assert_good(png)
 
@@ -80,8 +79,7 @@ def several(count=3):
     curves = [[loss + 0.02 * k for loss in losses] for k in range(count)]
     seeds = [(lrs[: len(lrs) - 5 * (k == count - 1)], curve) for k, curve in enumerate(curves)]
     seeds[-1] = (seeds[-1][0], seeds[-1][1][: len(seeds[-1][0])])
-    spread = SimpleNamespace(lowest=8e-3, highest=1.3e-2)
-    return {"seeds": seeds, "band": (curves[0], curves[-1]), "lr_max_spread": spread, "divergence": 0.1}
+    return {"seeds": seeds, "band": (curves[0], curves[-1]), "lr_max_range": (8e-3, 1.3e-2), "divergence": 0.1}
 
 
 def test_several_seeds_are_a_band_with_their_lines_in_it(png, figures):

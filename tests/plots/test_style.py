@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import runpy
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +25,7 @@ def test_without_matplotlib_it_is_reported_missing(monkeypatch):
 
 def test_nothing_reaches_out_of_a_figure(png, figures):
     lrs, losses = sweep()
-    edge = SimpleNamespace(lr_min=lrs[0], lr_max=lrs[-1], steepest=1e-3, valley=1e-3, minimum=lrs[-1])
+    edge = {"lr_min": lrs[0], "lr_max": lrs[-1], "steepest": 1e-3, "valley": 1e-3, "minimum": lrs[-1]}
     range_test.range_test(png, lrs, losses, losses, edge)
     training.schedule(png, one_cycle(240, 238), 10)
     training.curves(png, [history(24, ("train", "test", "val"))], 24, "title")
