@@ -1,4 +1,4 @@
-"""The trace benchmark: what it counts for whom, and smoke runs of the command."""
+"""The trace benchmark: which time counts for which operator and kind, and smoke runs of the command."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench.trace import AUGMENTATION, BETWEEN, STEP, Operator, by_kind, by_operator, kind_of, main, operator_rows
+from bench.trace import AUGMENTATION, BETWEEN, STEP, by_kind, by_operator, kind_of, main, operator_text, shortened
 from fast_cifar.system.errors import UserError
-from tests.conftest import SmallNetwork
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,14 +60,18 @@ def test_own_times_on_a_cpu_add_up_to_the_steps_and_the_loading_is_told_apart():
                 torch.conv2d(target, weight)
     events = profiler.events()
     operators = by_operator(events, steps=2)
-    calls = {(o.operator, o.kind): o.calls for o in operators}
+    calls = {(row["operator"], row["kind"]): row["calls"] for row in operators}
     assert calls["aten::copy_", AUGMENTATION] == 1
     assert calls["aten::copy_", "copies and casts"] == 2
     assert calls[BETWEEN, AUGMENTATION] == calls[BETWEEN, "other"] == 1
-    assert by_kind(operators)["convolution"] > 0
+    assert {row["kind"]: row["ms"] for row in by_kind(operators)}["convolution"] > 0
     whole = sum(event.time_range.elapsed_us() for event in events if event.name in (AUGMENTATION, STEP))
-    assert sum(o.ms for o in operators) == pytest.approx(whole / 1000 / 2)
-    assert [o.ms for o in operators] == sorted((o.ms for o in operators), reverse=True)
+    assert sum(row["ms"] for row in operators) == pytest.approx(whole / 1000 / 2)
+    assert operators == sorted(operators, key=lambda row: -row["ms"])
+
+
+def operator(name: str, kind: str, ms: float, calls: float, share: float = 0.0) -> dict:
+    return {"operator": name, "kind": kind, "ms": ms, "calls": calls, "share": share}
 
 
 def gpu_event(name: str, start: float, end: float, *, annotation: bool = False) -> FunctionEvent:
@@ -97,28 +100,30 @@ def test_on_a_gpu_only_kernels_count_and_those_within_the_loading_are_augmentati
         gpu_event("multi_tensor_apply_kernel", 300, 400),
     ]
     assert by_operator(events, steps=2) == [
-        Operator("fprop", "convolution", 0.1, 0.5),
-        Operator("multi_tensor_apply_kernel", "optimiser", 0.05, 0.5),
-        Operator("copy_kernel", AUGMENTATION, 0.01, 1.0),
-        Operator("copy_kernel", "copies and casts", 0.0025, 0.5),
+        operator("fprop", "convolution", 0.1, 0.5, share=200 / 325),
+        operator("multi_tensor_apply_kernel", "optimiser", 0.05, 0.5, share=100 / 325),
+        operator("copy_kernel", AUGMENTATION, 0.01, 1.0, share=20 / 325),
+        operator("copy_kernel", "copies and casts", 0.0025, 0.5, share=5 / 325),
     ]
 
 
 def test_the_operators_that_are_not_shown_are_one_line():
-    name = "graph_1_cpp_fused_" + 20 * "native_batch_norm_" + "7"
-    operators = [Operator(name, "a", 6.0, 2.0), Operator("y", "b", 3.0, 1.0), Operator("z", "b", 1.0, 0.5)]
-    rows = operator_rows(operators, 1)
-    assert rows[0][0].startswith("graph_1_cpp_fused_native")
-    assert rows[0][0].endswith("_7")
-    assert len(rows[0][0]) == 70
-    assert rows[0][1:] == ["a", "6.000", "60.0%", "2.0"]
-    assert rows[1:] == [["(2 more)", "", "4.000", "40.0%", "1.5"]]
-    assert len(operator_rows(operators, 3)) == 3
+    first = operator("x", "a", 6.0, 2.0, 0.6)
+    operators = [first, operator("y", "b", 3.0, 1.0, 0.25), operator("z", "b", 1.0, 0.5, 0.125)]
+    assert shortened(operators, 1) == [first, {"operator": "(2 more)", "ms": 4.0, "share": 0.375, "calls": 1.5}]
+    assert shortened(operators, 3) == operators
+
+
+def test_a_long_name_loses_its_middle():
+    text = operator_text({"operator": "graph_1_cpp_fused_" + 20 * "native_batch_norm_" + "7"})
+    assert text.startswith("graph_1_cpp_fused_native")
+    assert text.endswith("_7")
+    assert len(text) == 70
 
 
 def test_kinds_are_sums_of_operators_longest_first():
-    operators = [Operator("x", "a", 2.0, 1.0), Operator("y", "b", 1.5, 1.0), Operator("z", "b", 1.0, 1.0)]
-    assert list(by_kind(operators).items()) == [("b", 2.5), ("a", 2.0)]
+    operators = [operator("x", "a", 2.0, 1.0), operator("y", "b", 1.5, 1.0), operator("z", "b", 1.0, 1.0)]
+    assert [(row["kind"], row["ms"], row["calls"]) for row in by_kind(operators)] == [("b", 2.5, 2.0), ("a", 2.0, 1.0)]
 
 
 def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
@@ -126,7 +131,7 @@ def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_quick_run_writes_every_operator_and_a_time_line(tmp_path):
+def test_a_quick_run_writes_every_operator_and_a_timeline(tmp_path):
     path, chrome = tmp_path / "results" / "trace.json", tmp_path / "lines" / "chrome.json"
     finished = run_bench("--batch-size", "4", "--no-amp", "--rows", "2", "--json", str(path), "--chrome", str(chrome))
     assert finished.returncode == 0, finished.stderr
@@ -144,9 +149,8 @@ def test_a_quick_run_writes_every_operator_and_a_time_line(tmp_path):
     assert STEP in {event["name"] for event in json.loads(chrome.read_text())["traceEvents"]}
 
 
-def test_the_kernels_of_a_compiled_step_are_operators(tmp_path, monkeypatch):
+def test_the_kernels_of_a_compiled_step_are_operators(tmp_path, monkeypatch, small_network):
     path = tmp_path / "trace.json"
-    monkeypatch.setattr("bench.training.CustomResNet", SmallNetwork)
     options = ["--quick", "--compile", "--device", "cpu", "--batch-size", "8", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["trace", *options])
     main()
