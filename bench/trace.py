@@ -1,4 +1,4 @@
-"""Where does the time of a training step go? Its operators sorted by their own time, and the sums by kind of work.
+"""Where does the time of a training step go? torch.profiler's operators, and their sums by kind of work.
 
     python -m bench.trace                            # the recipe's step, one operator after another
     python -m bench.trace --compile                  # the fused kernels that torch.compile makes of it
@@ -9,9 +9,9 @@ torch.profiler records a few whole steps of `TrainOptions()`, 3 on a CPU and 20 
 batch, augmentation included, then forward, loss, backward and the optimiser. Warm-up and compilation come before. The
 precision is that of `--amp` on this device, or float32 with `--no-amp`.
 
-An operator's own time excludes the operators that it calls, so the column adds up to the whole. On a GPU it is the time
-that its kernels ran; the difference to a step's time without the profiler (the last line) is the GPU's idle time. On a
-CPU it is wall-clock time; there the sum is a whole step, the profiler's overhead included.
+An operator's own ("self") time excludes the operators that it calls, so the kinds add up to the whole. On a GPU it is
+the time that its kernels ran; the difference to a step's time without the profiler (the last line) is the GPU's idle
+time. On a CPU it is wall-clock time; there the sum is a whole step, the profiler's overhead included.
 
 Whatever the loader does counts as augmentation; the kind of the rest follows from the operator's name. A kernel into
 which several things are fused belongs to the first of: normalisation and activation, pooling, copies and casts.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench.markdown import Column, caption, print_rows, rate, value
+from bench.markdown import Column, caption, percent, print_rows, rate, value
 from bench.measure import arguments, check_counts, environment, interleave, parsed, save_rows
 from bench.training import Variant, step_and_loader
 from fast_cifar.data.load import Split
@@ -47,10 +47,7 @@ from fast_cifar.system.device import (
 from fast_cifar.system.errors import UserError, run_script
 from fast_cifar.train_step import TrainStep
 
-Row = Mapping[str, Any]
-
 AUGMENTATION, STEP = "augmentation", "training step"  # the profiler's labels of the two parts of a step
-BETWEEN = "(Python, between operators)"
 OTHER = "other"
 WIDTH = 70  # of an operator's name in the table
 
@@ -88,24 +85,22 @@ def main() -> None:
         step, loader = make_step(batch_size, steps, device, precision, compile=options.compile)
         cases = {"step": lambda: train(step, loader)}
         measured = interleave(cases, repeats=1 if options.quick else 3, device=device, warm_ups=0)["step"]
-        events = recorded(step, loader, device, options.chrome)
-    operators = by_operator(events, steps)
-    kinds = by_kind(operators)
-    total = sum(row["ms"] for row in kinds)
-
+        profiler = recorded(step, loader, device, options.chrome)
     mode = "compiled" if options.compile else "eager"
     where = environment(device) | {"precision": precision.name, "mode": mode, "batch": batch_size, "steps": steps}
-    clock = "device time" if device.type == "cuda" else "time"
-    title = f"training step, {precision.name}, {mode}: own {clock} of a step, mean of {steps}"
-    print_rows(f"{caption(where)}\n{title}", COLUMNS, shortened(operators, options.rows))
-    print_rows("\nby kind", COLUMNS, kinds)
+    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    operators = profiler.key_averages()
+    print(operators.table(sort_by=own, row_limit=options.rows, max_name_column_width=WIDTH))
+    kinds = by_kind(profiler.events(), device, steps)
+    print_rows(f"{caption(where)} · {precision.name}, {mode}", COLUMNS, kinds)
     print(
         f"\nwithout the profiler: {rate(measured)} images/sec, "
-        f"{1000 * batch_size / measured['images_per_second']:,.2f} ms a step; sum of the operators: {total:,.2f} ms"
+        f"{1000 * batch_size / measured['images_per_second']:,.2f} ms a step; "
+        f"sum of the kinds: {sum(row['ms'] for row in kinds):,.2f} ms"
     )
     for note in filter(None, (precision.note, step.note)):
         print(note)
-    save_rows(options.json, where | measured, operators)
+    save_rows(options.json, where | measured, kinds)
 
 
 def make_step(
@@ -132,8 +127,8 @@ def train(step: TrainStep, loader: DeviceLoader) -> int:
     return len(loader) * loader.batch_size
 
 
-def recorded(step: TrainStep, loader: DeviceLoader, device: torch.device, chrome: Path | None) -> list[FunctionEvent]:
-    """The training device's events in an epoch of the loader; the timeline goes to `chrome`."""
+def recorded(step: TrainStep, loader: DeviceLoader, device: torch.device, chrome: Path | None) -> profile:
+    """The profile of an epoch of the loader; the timeline goes to `chrome`."""
     activities = {"cpu": [ProfilerActivity.CPU], "cuda": [ProfilerActivity.CPU, ProfilerActivity.CUDA]}
     with profile(activities=activities[device.type]) as profiler:
         train(step, loader)
@@ -141,38 +136,24 @@ def recorded(step: TrainStep, loader: DeviceLoader, device: torch.device, chrome
     if chrome is not None:
         chrome.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(chrome))
-    where = {"cpu": DeviceType.CPU, "cuda": DeviceType.CUDA}[device.type]
-    return [event for event in profiler.events() if event.device_type == where]
+    return profiler
 
 
-def by_operator(events: Sequence[FunctionEvent], steps: int) -> list[Row]:
-    """The events of one device in `steps` steps: a row for each name and kind, longest first.
-
-    Returns:
-        `operator`, its `kind`, its own `ms` and its `calls` per step, and its `share` of the whole time.
-    """
+def by_kind(events: Sequence[FunctionEvent], device: torch.device, steps: int) -> list[dict[str, Any]]:
+    """The own time of the device's events in `steps` steps, longest first: `kind`, `ms` per step and `share`."""
+    on_gpu = device.type == "cuda"
+    events = [event for event in events if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU)]
     loading = [event.time_range for event in events if event.name == AUGMENTATION]
-    microseconds: Counter[tuple[str, str]] = Counter()
-    calls: Counter[tuple[str, str]] = Counter()
+    microseconds: Counter[str] = Counter()
     for event in events:
-        on_gpu = event.device_type != DeviceType.CPU
         if on_gpu and event.is_user_annotation:
             continue  # it spans the kernels of a part and has no work of its own
-        name = BETWEEN if event.name in (AUGMENTATION, STEP) else event.name
         loads = any(part.start <= event.time_range.start < part.end for part in loading)
-        key = name, AUGMENTATION if loads else kind_of(name)
-        microseconds[key] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        calls[key] += 1
+        kind = AUGMENTATION if loads else kind_of(event.name)
+        microseconds[kind] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     whole = microseconds.total()
     return [
-        {
-            "operator": key[0],
-            "kind": key[1],
-            "ms": time / 1000 / steps,
-            "calls": calls[key] / steps,
-            "share": time / whole,
-        }
-        for key, time in microseconds.most_common()
+        {"kind": kind, "ms": time / 1000 / steps, "share": time / whole} for kind, time in microseconds.most_common()
     ]
 
 
@@ -185,35 +166,10 @@ def kind_of(name: str) -> str:
     return next((kind for kind, signs in SIGNS.items() if any(sign in name for sign in signs)), OTHER)
 
 
-def by_kind(operators: Sequence[Row]) -> list[Row]:
-    """The sums of each kind, longest first."""
-    kinds = {row["kind"] for row in operators}
-    rows = [{"kind": kind} | summed([row for row in operators if row["kind"] == kind]) for kind in kinds]
-    return sorted(rows, key=lambda row: -row["ms"])
-
-
-def shortened(operators: Sequence[Row], count: int) -> list[Row]:
-    """The first `count` operators, and the others as one."""
-    shown, others = operators[:count], operators[count:]
-    return [*shown, {"operator": f"({len(others)} more)"} | summed(others)] if others else list(shown)
-
-
-def summed(operators: Sequence[Row]) -> Row:
-    return {name: sum(row[name] for row in operators) for name in ("ms", "share", "calls")}
-
-
-def operator_text(row: Row) -> str:
-    """The name; a long one without its middle, as fused kernels differ in their ends."""
-    name, head = row.get("operator", ""), WIDTH * 3 // 4
-    return name if len(name) <= WIDTH else f"{name[:head]}…{name[head + 1 - WIDTH :]}"
-
-
 COLUMNS = [
-    Column("operator", operator_text),
     Column("kind", value("kind")),
-    Column("ms", value("ms", "{:,.3f}".format)),
-    Column("share", value("share", "{:.1%}".format)),
-    Column("calls", value("calls", "{:,.1f}".format)),
+    Column("ms a step", value("ms", "{:,.3f}".format)),
+    Column("share", value("share", percent)),
 ]
 
 
