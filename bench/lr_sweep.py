@@ -52,17 +52,14 @@ QUICK = {"epochs": 2, "limit_train": 128, "val_split": 100}
 QUICK_SWEEP = {"runs": 1, "repeats": 1, "iters": 40, "factors": (0.25, 1.0, 4.0, 16.0)}
 QUICK_SWEEP |= {"data": ["synthetic"], "batch_size": [16]}
 
-# A row of a sweep is a setting: {"setting", "options", "curves", "center", "runs"}: its name, its recipe, the curves of
-# its range tests, the rate that its grid lies around, and its trainings. `with_regret` evaluates them.
+# A row is a setting: its name, its recipe, the curves of its range tests, the center of its grid, and its trainings.
 ROW = {"setting", "options", "curves", "center", "runs"}
 RECIPE = TrainOptions.names(recorded=True, resumable=False) | {"amp"}  # what makes trainings comparable
 
-# The plot: validation accuracy against LRMAX, a panel a setting, with the rate of each rule.
-ACROSS, WIDE, HIGH = 3, 6.0, 4.5  # panels in a row; inches of each
-NARROWEST = 12.0  # inches of the whole, for its legend
-DEEP = 30  # percentage points shown below the top
-COLOURS = dict(zip(RULES, (VERMILLION, PURPLE, GREEN, ORANGE, "#56B4E9"), strict=True))
-DASHES = dict(zip(RULES, ("-", ":", "-.", "--", (0, (1, 1))), strict=True))
+# The plot: at most `ACROSS` panels in a row, `DEPTH` percentage points below the top, and the lines of the rules.
+ACROSS, DEPTH = 3, 30
+COLOURS = (VERMILLION, PURPLE, GREEN, ORANGE, "#56B4E9")
+DASHES = ("-", ":", "-.", "--", (0, (1, 1)))
 
 
 def main() -> None:
@@ -237,7 +234,7 @@ def draw_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     across = min(ACROSS, len(rows))
     down = math.ceil(len(rows) / across)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with picture(path, max(WIDE * across, NARROWEST), HIGH * down + 0.8) as figure:
+    with picture(path, max(6 * across, 12), 4.5 * down + 0.8) as figure:
         panels = figure.subplots(down, across, squeeze=False).ravel()
         for axes, row in zip(panels, rows, strict=False):
             _draw(axes, row)
@@ -258,10 +255,9 @@ def _draw(axes: Any, row: Mapping[str, Any]) -> None:
     axes.errorbar(
         rates, middle, yerr=(middle - low, high - middle), fmt="o", color=BLUE, capsize=3, label="runs: mean and range"
     )
-    for rule in reversed(RULES):  # the suggestion on top
-        width = 2.5 if rule == OURS else 1.5
-        axes.axvline(row["rates"][rule], color=COLOURS[rule], ls=DASHES[rule], lw=width, label=rule)
-    axes.set_ylim(bottom=max(low.min(), middle.max() - DEEP) - 1)
+    for rule, color, dashes in reversed(list(zip(RULES, COLOURS, DASHES, strict=True))):  # the suggestion on top
+        axes.axvline(row["rates"][rule], color=color, ls=dashes, lw=2.5 if rule == OURS else 1.5, label=rule)
+    axes.set_ylim(bottom=max(low.min(), middle.max() - DEPTH) - 1)
     axes.set_xscale("log", base=10)
     axes.set_title(row["setting"])
 

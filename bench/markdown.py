@@ -81,8 +81,7 @@ def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("  |", " |") for line in lines)
 
 
-def count(number: float) -> str:
-    return f"{number:,.0f}"
+count = "{:,.0f}".format
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -99,11 +98,6 @@ def seconds(number: float) -> str:
 
 def memory(number: int) -> str:
     return f"{number / 2**30:.2f} GiB"
-
-
-def day(when: str) -> str:
-    """2026-11-21 of 2026-11-21T04:12:25+00:00."""
-    return when[:10]
 
 
 def rate(row: Row) -> str:
@@ -182,7 +176,7 @@ COLUMNS = {
         Column("images/sec", value("images_per_second", count)),
         Column("device", value("device"), words=True),
         Column("precision", value("precision"), words=True),
-        Column("date", value("when", day), words=True),
+        Column("date", value("when", "{:.10}".format), words=True),
     ],
 }
 
@@ -217,7 +211,7 @@ def caption(environment: Row, rows: Sequence[Row] = (), command: str | None = No
     parts = [environment["device"], f"torch {environment['torch']}"]
     if "threads" not in environment["device"]:
         parts.append(f"{environment['threads']} threads")
-    parts += [day(environment["when"]), *([command] if command else [])]
+    parts += [environment["when"][:10], *([command] if command else [])]
     parts += [text.format(environment[key]) for key, text in CONDITIONS.items() if environment.get(key) is not None]
     if repeats := max((row.get("repeats", 0) for row in rows), default=0):
         parts.append(f"{repeats} interleaved repeats")
@@ -232,14 +226,12 @@ def accuracy_block(files: Sequence[Row]) -> str:
     """
     if not files:
         return ""
-    rows = [summarize(file["summaries"]) | {"when": file.get("when"), "data": data_of(file)} for file in files]
-    commands = []
-    for file, row in zip(files, rows, strict=True):
+    rows, commands = [], []
+    for file in files:
+        row = summarize(file["summaries"]) | {"when": file.get("when")}
+        row["data"] = file.get("title") or row["dataset"]
+        rows.append(row)
         made_by = ", then ".join(f"`{line}`" for line in file["command"].splitlines())
         note = f". {file['note']}" if file.get("note") else ""
         commands.append(f"- {row['data']}, {row['epochs']} epochs: {made_by}{note}")
     return markdown(COLUMNS["accuracy"], rows) + "\n\n" + "\n".join(commands)
-
-
-def data_of(file: Row) -> str:
-    return file.get("title") or file["summaries"][0]["dataset"]

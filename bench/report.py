@@ -55,7 +55,8 @@ DOCUMENTS = (Path("docs/results.md"), Path("docs/recipe.md"))  # beside the READ
 
 def main() -> None:
     options = parse()
-    results, readme = places(options)
+    results = options.results or RESULTS
+    readme = options.readme or (None if options.results or options.quick else README)
     if readme:
         rewritten(readme, results)  # a mistake in a document is found before minutes of measuring
     complete = True
@@ -79,7 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", metavar="DIR", help="where it keeps downloads and decoded caches (default: data)")
     parser.add_argument("--runs", type=int, metavar="N", help="how many seeds it trains (default: 1)")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--quick", action="store_true", help="rough numbers, printed and, with --results, kept there")
+    what.add_argument("--quick", action="store_true", help="rough numbers, printed and not kept")
     what.add_argument("--tables-only", action="store_true", help="measure nothing")
     what.add_argument("--add-run", type=Path, metavar="RUN_FOLDER", help="measure nothing; record a finished run")
     parser.add_argument("--command", help="the command of --add-run's run; one line each if there were several")
@@ -92,6 +93,8 @@ def parse() -> argparse.Namespace:
     for bench in options.only:
         if bench not in BENCHES:
             raise UserError(f"--only: {bench!r} is not a benchmark; choose from {','.join(BENCHES)}")
+    if options.quick and (options.results or options.readme):
+        raise UserError("--quick prints its rough numbers and writes nothing; leave --results and --readme out")
     if options.name is not None and not slug(options.name):
         raise UserError(f"--name {options.name!r} needs a letter or a digit")
     if options.add_run and not (options.name and options.command):
@@ -99,29 +102,17 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def places(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
-    """The folder of results and the README that goes with it; None for what must not be touched."""
-    results = options.results or (None if options.quick else RESULTS)
-    own_results = results is not None and results.resolve() == RESULTS
-    readme = options.readme or (README if own_results else None)
-    if options.quick and (own_results or (readme and readme.resolve() == README)):
-        raise UserError("--quick is too rough for bench/results and README.md; choose other --results and --readme")
-    if readme and results is None:
-        raise UserError("--quick writes a --readme only together with --results")
-    return results, readme
-
-
-def measure(options: argparse.Namespace, results: Path | None) -> bool:
-    """Runs the benchmarks, saving after each; returns whether all of them succeeded."""
+def measure(options: argparse.Namespace, results: Path) -> bool:
+    """Runs the benchmarks, saving after each unless --quick; returns whether all of them succeeded."""
     where = environment(resolve_device(options.device))
-    path = results / f"{slug(options.name or where['device'])}.json" if results else None
-    contents = read_json(path) if path and path.exists() else {}
+    path = results / f"{slug(options.name or where['device'])}.json"
+    contents = read_json(path) if path.exists() else {}
     complete = True
     for bench in options.only:
         section = run_bench(bench, arguments_for(bench, options))
         if section is None:
             complete = False
-        elif path:
+        elif not options.quick:
             contents |= {"environment": where, bench: section}
             save(path, contents)
     return complete
