@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from bench.markdown import caption, print_rows
 from bench.measure import arguments, check_counts, environment, python_command, read_json, save
-from bench.regret import COLUMNS, OURS, RULES, accuracies, fitted, read_curves, with_regret
+from bench.regret import COLUMNS, OURS, RULES, accuracies, fitted, grid_of, read_curves, with_regret
 from bench.trials import split_command_line, train_once, with_defaults
 from fast_cifar.build import Setup, build_setup
 from fast_cifar.data.load import count_classes
@@ -251,7 +251,7 @@ def _draw(axes: Any, row: Mapping[str, Any]) -> None:
     rates = np.array(list(runs))
     low, middle, high = (100 * np.array([f(values) for values in runs.values()]) for f in (min, np.mean, max))
     fine = np.geomspace(rates[0], rates[-1], 400)
-    axes.plot(fine, 100 * fitted(runs)(np.log2(fine)), color=BLUE, label="fit")
+    axes.plot(fine, 100 * fitted(*grid_of(runs), np.log2(fine)), color=BLUE, label="fit")
     axes.errorbar(
         rates, middle, yerr=(middle - low, high - middle), fmt="o", color=BLUE, capsize=3, label="runs: mean and range"
     )

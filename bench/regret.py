@@ -15,7 +15,6 @@ means much. On a wide plateau with steep sides a parabola adds up to 1 pp.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,56 +24,36 @@ from fast_cifar.lr_curve import smooth, suggest
 
 OCTAVES, DROP, FEWEST = 2.0, 0.05, 4
 RESAMPLES, CONFIDENCE = 2_000, 0.95
+FINE = 401  # points of the curve among which its highest is sought
 
 Row = Mapping[str, Any]
 OURS = "suggestion"
 RULES = (OURS, "steepest", "valley", "minimum/10", "minimum")
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Accuracy against x = log2 of the learning rate.
+def fitted(x: np.ndarray, means: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The accuracies at the log2 learning rates `at`; beyond the grid, that of its end.
 
-    Attributes:
-        x, means: the grid, rising, and the mean accuracy at each of its points.
-        low, high: the ends of the parabola's range.
-        parabola: its coefficients, highest power first; empty where the grid has too few points for one.
+    Args:
+        x, means: the grid of log2 learning rates, rising, and the mean accuracy at each of its points.
     """
-
-    x: np.ndarray
-    means: np.ndarray
-    low: float
-    high: float
-    parabola: np.ndarray
-
-    def __call__(self, x: float | np.ndarray) -> np.ndarray:
-        """The fitted accuracy; beyond the grid, that of its end."""
-        x = np.clip(x, self.x[0], self.x[-1])
-        straight = np.interp(x, self.x, self.means)
-        if not len(self.parabola):
-            return straight
-        return np.where((x >= self.low) & (x <= self.high), np.polyval(self.parabola, x), straight)
-
-    def best(self) -> tuple[float, float]:
-        """(x, accuracy) of the highest point: the vertex, an end of the parabola, or a mean."""
-        candidates = [self.low, self.high, *self.x]
-        if len(self.parabola) and self.parabola[0] < 0:
-            candidates.append(float(np.clip(-self.parabola[1] / (2 * self.parabola[0]), self.low, self.high)))
-        heights = self(np.array(candidates))
-        top = int(heights.argmax())
-        return candidates[top], float(heights[top])
-
-
-def fit(x: np.ndarray, means: np.ndarray) -> Curve:
-    """The curve through the mean accuracies at a rising grid of log2 learning rates."""
     top = means.argmax()
     near = (np.abs(x - x[top]) <= OCTAVES + 1e-9) & (means >= means[top] - DROP)
     if near.sum() < FEWEST:
-        near = np.zeros(len(x), dtype=bool)
-        near[np.argsort(-means, kind="stable")[:FEWEST]] = True
-    enough = near.sum() >= FEWEST
-    parabola = np.polyfit(x[near], means[near], 2) if enough else np.empty(0)
-    return Curve(x, means, float(x[near].min()), float(x[near].max()), parabola)
+        near = np.isin(np.arange(len(x)), np.argsort(-means, kind="stable")[:FEWEST])
+    at = np.clip(at, x[0], x[-1])
+    curve = np.interp(at, x, means)
+    if near.sum() >= FEWEST:
+        inside = (at >= x[near].min()) & (at <= x[near].max())
+        curve[inside] = np.polyval(np.polyfit(x[near], means[near], 2), at[inside])
+    return curve
+
+
+def best(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
+    """(log2 learning rate, accuracy) at the curve's highest point."""
+    fine = np.concatenate([x, np.linspace(x[0], x[-1], FINE)])
+    curve = fitted(x, means, fine)
+    return float(fine[curve.argmax()]), float(curve.max())
 
 
 def regrets(runs: Mapping[float, Sequence[float]], rates: Sequence[float], seed: int = 0) -> list[dict[str, Any]]:
@@ -89,15 +68,14 @@ def regrets(runs: Mapping[float, Sequence[float]], rates: Sequence[float], seed:
         runs but not of the range test, or None where no point of the grid has two runs; and `is_bound`: the rate lies
         outside the grid, so that the regret is at least `value`.
     """
-    x = np.log2(np.array(sorted(runs)))
-    accuracies = [np.asarray(runs[rate], dtype=np.float64) for rate in sorted(runs)]
+    x, means = grid_of(runs)
     asked = np.log2(np.asarray(rates, dtype=np.float64))
-    estimates = _below_the_top(fit(x, np.array([values.mean() for values in accuracies])), asked)
+    estimates = _lost(x, means, asked)
     intervals = [None] * len(asked)
-    if max(map(len, accuracies)) > 1:
+    if max(map(len, runs.values())) > 1:
         generator = np.random.default_rng(seed)
-        resampled = np.stack([_resampled_means(values, generator) for values in accuracies], axis=1)
-        intervals = _intervals(estimates, np.array([_below_the_top(fit(x, row), asked) for row in resampled]))
+        resampled = np.stack([_resampled_means(np.array(runs[rate]), generator) for rate in sorted(runs)], axis=1)
+        intervals = _intervals(estimates, np.array([_lost(x, row, asked) for row in resampled]))
     outside = (asked < x[0] - 1e-9) | (asked > x[-1] + 1e-9)
     return [
         {"value": value, "interval": interval, "is_bound": is_bound}
@@ -105,8 +83,13 @@ def regrets(runs: Mapping[float, Sequence[float]], rates: Sequence[float], seed:
     ]
 
 
-def _below_the_top(curve: Curve, x: np.ndarray) -> np.ndarray:
-    return np.maximum(0.0, curve.best()[1] - curve(x))
+def grid_of(runs: Mapping[float, Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """log2 of the learning rates, rising, and the mean accuracy at each."""
+    return np.log2(sorted(runs)), np.array([np.mean(runs[rate]) for rate in sorted(runs)])
+
+
+def _lost(x: np.ndarray, means: np.ndarray, at: np.ndarray) -> np.ndarray:
+    return np.maximum(0.0, best(x, means)[1] - fitted(x, means, at))
 
 
 def _resampled_means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -155,22 +138,15 @@ def with_regret(row: Row) -> dict[str, Any]:
     runs = accuracies(row["runs"])
     if not runs or not row["rates"]:
         return row
-    x, best = fitted(runs).best()
+    x, accuracy = best(*grid_of(runs))
     found = regrets(runs, list(row["rates"].values()))
-    return row | {"best_lr": 2.0**x, "best_accuracy": best, "regret": dict(zip(row["rates"], found, strict=True))}
+    return row | {"best_lr": 2.0**x, "best_accuracy": accuracy, "regret": dict(zip(row["rates"], found, strict=True))}
 
 
 def accuracies(runs: Sequence[Row]) -> dict[float, list[float]]:
     """Learning rate, rising, to the validation accuracies of its runs."""
-    grid: dict[float, list[float]] = {}
-    for run in sorted(runs, key=lambda run: run["lr_max"]):
-        grid.setdefault(run["lr_max"], []).append(run["val_accuracy"])
-    return grid
-
-
-def fitted(runs: Mapping[float, Sequence[float]]) -> Curve:
-    """The curve through the means of `accuracies`."""
-    return fit(np.log2(list(runs)), np.array([np.mean(values) for values in runs.values()]))
+    rates = sorted({run["lr_max"] for run in runs})
+    return {rate: [run["val_accuracy"] for run in runs if run["lr_max"] == rate] for rate in rates}
 
 
 def regret_text(rule: str, with_interval: bool = False) -> Callable[[Row], str]:

@@ -103,9 +103,9 @@ def test_the_regret_of_each_rule_is_that_of_its_rate(place, capsys):
             "minimum": found.minimum,
         }
     )
-    assert row["best_lr"] == pytest.approx(0.004)
+    assert row["best_lr"] == pytest.approx(0.004, rel=0.01)
     expected = 0.01 * math.log2(found.lr_max / 0.004) ** 2
-    assert row["regret"]["suggestion"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert row["regret"]["suggestion"]["value"] == pytest.approx(expected, abs=1e-6)
     assert f"{100 * expected:.2f} [" in capsys.readouterr().out
     low, high = row["regret"]["suggestion"]["interval"]
     assert low <= expected <= high
@@ -190,7 +190,7 @@ def test_other_rules_are_evaluated_without_training(place, monkeypatch, capsys):
     assert place.run_plain("--json", str(place.json), "--no-training") == 0
     assert len(place.calls) == calls
     (row,) = place.rows()
-    assert row["regret"]["suggestion"]["value"] == pytest.approx(0.0, abs=1e-9) != before["regret"]["suggestion"]
+    assert row["regret"]["suggestion"]["value"] == pytest.approx(0.0, abs=1e-6) != before["regret"]["suggestion"]
     assert (row["runs"], row["center"]) == (before["runs"], before["center"])
 
 
