@@ -106,26 +106,16 @@ def measure(recipe: TrainOptions, target: float) -> dict[str, Any]:
 def make_row(
     summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], total_seconds: float, target: float
 ) -> dict[str, Any]:
-    """The numbers of one run.
+    """The numbers of one run: its summary, what its own clocks do not cover, and when it reached the target.
 
     Args:
         summary, history: the contents of its `summary.json` and `metrics.jsonl`.
         total_seconds: wall-clock time of the whole run.
         target: a test accuracy in 0..1.
     """
-    parts = {
-        "training_seconds": summary["seconds"],
-        "evaluation_seconds": summary["evaluation_seconds"],
-        "saving_seconds": summary["save_seconds"],
-        "compile_seconds": summary["compile_seconds"],
-    }
-    kept = ("dataset", "epochs", "seed", "precision", "test_accuracy", "train_accuracy", "images_per_second")
-    row = {name: summary[name] for name in kept} | {"total_seconds": total_seconds} | parts
-    row["other_seconds"] = total_seconds - sum(parts.values())
-    row |= {"target": target} | to_target(history, target)
-    if summary.get("peak_memory_bytes") is not None:
-        row["peak_memory_bytes"] = summary["peak_memory_bytes"]
-    return row
+    counted = sum(summary[name] for name in ("seconds", "evaluation_seconds", "save_seconds", "compile_seconds"))
+    times = {"total_seconds": total_seconds, "other_seconds": total_seconds - counted}
+    return dict(summary) | times | {"target": target} | to_target(history, target)
 
 
 def to_target(history: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any]:

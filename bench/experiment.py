@@ -26,11 +26,11 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.markdown import Column, markdown, percent, value
+from bench.markdown import Column, accuracy_percent, markdown, value
 from bench.measure import read_json, write_json
 from fast_cifar.command_line import Parser
 from fast_cifar.system.errors import UserError, run_script
@@ -109,14 +109,14 @@ def accuracy(run: Run) -> float:
     return 10.0 if run["result"].get("diverged") else 100 * run["result"]["val_accuracy"]
 
 
-def accuracy_text(run: Run) -> str:
-    result = run.get("result") or {}
-    return "diverged" if result.get("diverged") else percent(result["val_accuracy"], digits=2) if result else ""
+def result_text(key: str) -> Callable[[Run], str]:
+    """The accuracy `key` of a run's result; empty before there is one."""
 
+    def text(run: Run) -> str:
+        result = run.get("result") or {}
+        return "diverged" if result.get("diverged") else value(key, accuracy_percent)(result)
 
-def train_accuracy_text(run: Run) -> str:
-    result = run.get("result") or {}
-    return percent(result["train_accuracy"], digits=2) if "train_accuracy" in result else ""
+    return text
 
 
 RUNS = [
@@ -124,16 +124,16 @@ RUNS = [
     Column("seed", value("seed")),
     Column("high levels", lambda run: "".join(name for name, sign in run.get("levels", {}).items() if sign > 0)),
     Column("options", lambda run: f"`{' '.join(run['options'])}`" if run["options"] else "", words=True),
-    Column("validation accuracy", accuracy_text),
-    Column("training accuracy", train_accuracy_text),
+    Column("validation accuracy", result_text("val_accuracy")),
+    Column("training accuracy", result_text("train_accuracy")),
 ]
 
 
 def experiment_block(plan: Mapping[str, Any]) -> str:
     """The Markdown of a plan: its runs and, when all of them are done, the effects of its factors."""
-    about = [plan.get("data"), f"commit {plan['commit'][:7]}" if "commit" in plan else None]
-    about += [f"all runs: `{' '.join(plan['base'])}`"]
-    block = " · ".join(filter(None, about)) + "\n\n" + markdown(RUNS, plan["runs"])
+    about = [plan["data"]] if "data" in plan else []
+    about += [f"commit {plan['commit'][:7]}"] if "commit" in plan else []
+    block = " · ".join([*about, f"all runs: `{' '.join(plan['base'])}`"]) + "\n\n" + markdown(RUNS, plan["runs"])
     if plan.get("factors") and all(run.get("result") is not None for run in plan["runs"]):
         block += "\n\n" + effect_table(plan)
     return block

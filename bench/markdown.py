@@ -88,6 +88,10 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f} %"
 
 
+def accuracy_percent(fraction: float) -> str:
+    return percent(fraction, digits=2)
+
+
 def times(ratio: float) -> str:
     return count(ratio) if ratio >= 100 else f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.2f}"
 
@@ -107,7 +111,7 @@ def rate(row: Row) -> str:
 
 def accuracy(row: Row) -> str:
     """Mean test accuracy of the last epoch and, of several seeds, half of its 95 % interval."""
-    text = percent(row["mean"], digits=2)
+    text = accuracy_percent(row["mean"])
     return text if row["interval"] is None else f"{text} ± {50 * (row['interval'][1] - row['interval'][0]):.2f}"
 
 
@@ -157,9 +161,9 @@ COLUMNS = {
         Column("test accuracy", accuracy),
         Column("to the target, s", to_target),
         Column("total, s", spread("total_seconds", seconds)),
-        Column("training", value("training_seconds", seconds)),
+        Column("training", value("seconds", seconds)),
         Column("evaluation", value("evaluation_seconds", seconds)),
-        Column("saving", value("saving_seconds", seconds)),
+        Column("saving", value("save_seconds", seconds)),
         Column("compiling", value("compile_seconds", seconds)),
         Column("other", value("other_seconds", seconds)),
         Column("images/sec", spread("images_per_second", count)),
@@ -171,7 +175,7 @@ COLUMNS = {
         Column("batch", value("batch_size")),
         Column("parameters", value("parameters", count)),
         Column("test accuracy, last epoch", accuracy),
-        Column("training accuracy", value("train_accuracy", lambda fraction: percent(fraction, digits=2))),
+        Column("training accuracy", value("train_accuracy", accuracy_percent)),
         Column("n", value("n")),
         Column("images/sec", value("images_per_second", count)),
         Column("device", value("device"), words=True),
@@ -202,7 +206,7 @@ def bench_block(bench: str, devices: Sequence[Mapping[str, Row]]) -> str:
 
 def all_seeds(rows: Sequence[Row]) -> Row:
     """One row for the seeds of one recipe: means, the highest memory, and the `seeds` themselves."""
-    highest = max((row["peak_memory_bytes"] for row in rows if "peak_memory_bytes" in row), default=None)
+    highest = max((row.get("peak_memory_bytes") or 0 for row in rows), default=0) or None
     return summarize(rows) | {"seeds": rows, "peak_memory_bytes": highest}
 
 

@@ -1,10 +1,4 @@
-"""What the benchmarks share: their options, the clock, the table, the JSON files, and the command to repeat them.
-
-options = parsed(arguments(__doc__))
-device = resolve_device(options.device)
-rates = interleave({"ours": train_some, "theirs": train_some_otherwise}, repeats=5, device=device)
-save_rows(options.json, environment(device), [{"variant": name} | rate for name, rate in rates.items()])
-"""
+"""What the benchmarks share: their options, the clock, the table, the JSON files, and the command to repeat them."""
 
 from __future__ import annotations
 

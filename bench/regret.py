@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.markdown import Column, caption, markdown, percent, value
+from bench.markdown import Column, accuracy_percent, caption, markdown, value
 from fast_cifar.lr_curve import smooth, suggest
 
 OCTAVES, DROP, FEWEST = 2.0, 0.05, 4
@@ -183,7 +183,7 @@ COLUMNS = [
     Column("setting", value("setting"), words=True),
     Column("suggestion [seeds]", suggestion_text),
     Column("best LR", value("best_lr", "{:.3g}".format)),
-    Column("accuracy there", value("best_accuracy", lambda fraction: percent(fraction, digits=2))),
+    Column("accuracy there", value("best_accuracy", accuracy_percent)),
     Column("regret of the suggestion, pp [95 %]", regret_text(OURS, with_interval=True)),
     *(Column(rule, regret_text(rule)) for rule in RULES if rule != OURS),
     Column("trainings", runs_text),

@@ -42,6 +42,7 @@ from bench.markdown import accuracy_block, bench_block, with_blocks
 from bench.measure import environment, python_command, read_json, save
 from bench.regret import sweep_block
 from fast_cifar.command_line import Parser
+from fast_cifar.options import flag_of
 from fast_cifar.runs.run_folder import RunFolder
 from fast_cifar.system.device import resolve_device
 from fast_cifar.system.errors import UserError, run_script
@@ -120,11 +121,11 @@ def measure(options: argparse.Namespace, results: Path) -> bool:
 
 def arguments_for(bench: str, options: argparse.Namespace) -> list[str]:
     arguments = [] if options.device == "auto" else ["--device", options.device]
-    if options.quick:
-        arguments.append("--quick")
+    arguments += ["--quick"] if options.quick else []
     if bench == "end_to_end":
-        given = {"--data": options.data, "--data-dir": options.data_dir, "--runs": options.runs}
-        arguments += [str(word) for flag, value in given.items() if value is not None for word in (flag, value)]
+        for name in ("data", "data_dir", "runs"):
+            if getattr(options, name) is not None:
+                arguments += [flag_of(name), str(getattr(options, name))]
     return arguments
 
 

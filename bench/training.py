@@ -127,13 +127,13 @@ def variants(device: torch.device) -> tuple[list[Variant], str | None]:
 def measured(make: Callable[..., Case], *positional: Any) -> Case:
     """Makes a case; on CUDA, also runs it once and records the peak memory."""
     device = positional[-1]
-    if device.type != "cuda":
-        return make(*positional)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
     case = make(*positional)
-    case.run()
-    case.peak_memory_bytes = torch.cuda.max_memory_allocated(device) - before
+    if device.type == "cuda":
+        case.run()
+        case.peak_memory_bytes = torch.cuda.max_memory_allocated(device) - before
     return case
 
 

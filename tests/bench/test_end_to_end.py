@@ -68,12 +68,6 @@ def test_what_the_run_does_not_count_itself_is_the_other_seconds():
     assert row["seconds_to_target"] == 22.0
 
 
-@pytest.mark.parametrize("unknown", [{}, {"peak_memory_bytes": None}])
-def test_peak_memory_is_in_the_row_only_where_the_run_knows_it(unknown):
-    assert "peak_memory_bytes" not in make_row(summary(**unknown), [], 30.0, 0.9)
-    assert make_row(summary(peak_memory_bytes=7), [], 30.0, 0.9)["peak_memory_bytes"] == 7
-
-
 def test_cuda_trains_the_recipe_and_a_cpu_the_demo():
     recipe, demo = (choose_recipe(given(), device, quick=False) for device in (CUDA, CPU))
     assert (recipe.data, recipe.epochs, recipe.batch_size, recipe.amp) == ("cifar10", 24, 512, True)

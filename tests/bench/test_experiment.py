@@ -154,7 +154,7 @@ def test_a_run_that_diverged_is_recorded_and_counts_as_a_blind_guess(place, caps
     assert place.run() == 0
     assert place.results()[0]["diverged"] is True
     assert experiment.accuracy({"result": place.results()[0]}) == 10.0
-    assert "| run-13 | 13 | `--cutout 0` | diverged | |" in capsys.readouterr().out
+    assert "| run-13 | 13 | `--cutout 0` | diverged | diverged |" in capsys.readouterr().out
 
 
 def test_another_failure_stops_the_experiment_with_its_reason(place, capsys):
