@@ -1,12 +1,13 @@
-"""Do two recipes differ in their test accuracy, or is it chance?
+"""Do two recipes differ in their test accuracy, or could it be chance?
 
     python -m bench.compare runs/A runs/B                        # run folders of `run_train.py --runs N`
     python -m bench.compare runs/A/summary.json bench/results/runs/B.json
-    python -m bench.compare runs/A runs/B --tell 0.1             # how many runs would tell a tenth of a point
+    python -m bench.compare runs/A runs/B --tell 0.1             # how many runs would detect 0.1 pp
 
-Welch's t-test on the last-epoch accuracies of the runs: it does not suppose that both spread alike. The interval is
-that of the difference of the means, A minus B, with Welch-Satterthwaite degrees of freedom. The number of runs is of
-each recipe, to see a difference of `--tell` in four experiments of five if there is one, at the 5 % level.
+Welch's t-test on the last-epoch accuracies of the runs, which does not assume equal variances. The interval is that of
+the difference of the means, A minus B, with Welch-Satterthwaite degrees of freedom. The number of runs is that of each
+recipe that detects a difference of `--tell` with a power of 80 % at the 5 % level. Every recorded option in which the
+two recipes differ is listed first.
 """
 
 from __future__ import annotations
@@ -20,23 +21,25 @@ from pathlib import Path
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
-from bench.measure import print_table, read, write_json
-from bench.trials import mean_and_half
+from bench.measure import print_table, save
 from fast_cifar.command_line import Parser
-from fast_cifar.runs.stats import t_probability, t_quantile
+from fast_cifar.options import TrainOptions
+from fast_cifar.runs.stats import summarize, t_probability, t_quantile
 from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.files import read_json
 
 LEVEL, POWER = 0.05, 0.8
-CONDITIONS = ("dataset", "epochs", "precision", "batch_size", "limit_train", "limit_test", "val_split", "tta")
+COMPARED = sorted(TrainOptions.names(recorded=True, resumable=False) - {"runs", "seed"} | {"dataset", "precision"})
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The accuracies of a recipe's runs, and what is known of their conditions."""
+    """The accuracies of a recipe's runs, the known conditions, and how many runs failed."""
 
     name: str
     accuracies: list[float]
     conditions: dict[str, Any]
+    failures: int
 
 
 @dataclass(frozen=True)
@@ -56,20 +59,20 @@ def main() -> None:
     a, b = (load(path) for path in (options.a, options.b))
     for runs in (a, b):
         if len(runs.accuracies) < 2:
-            raise UserError(f"{runs.name} has one run, and chance cannot be told from one; train more: --runs 5")
+            raise UserError(f"{runs.name} has one run, which says nothing about chance; train more: --runs 5")
     for line in warnings(a, b):
         print(f"warning: {line}")
     result = welch(a.accuracies, b.accuracies)
     cells = []
     for name, runs in (("A", a), ("B", b)):
-        mean, half = mean_and_half(runs.accuracies)
+        found = summarize([{"test_accuracy": one} for one in runs.accuracies])
+        mean = f"{100 * found['mean']:.2f} % ± {50 * (found['interval'][1] - found['interval'][0]):.2f}"
         low, high = (f"{100 * end(runs.accuracies):.2f} %" for end in (min, max))
-        cells.append([name, runs.name, f"{100 * mean:.2f} % ± {100 * half:.2f}", str(len(runs.accuracies)), low, high])
+        cells.append([name, runs.name, mean, str(found["n"]), low, high])
     print_table("test accuracy, last epoch", ["", "runs", "mean", "n", "lowest", "highest"], cells)
     print(f"t = {result.t:.2f} with {result.freedom:.1f} degrees of freedom")
     print(verdict(result, runs_to_tell(a.accuracies, b.accuracies, options.tell / 100), options.tell))
-    if options.json:
-        write_json(options.json, {"a": asdict(a), "b": asdict(b), "welch": asdict(result)})
+    save(options.json, {"a": asdict(a), "b": asdict(b), "welch": asdict(result)})
 
 
 def command_line() -> argparse.Namespace:
@@ -77,11 +80,11 @@ def command_line() -> argparse.Namespace:
     what = "a run folder of --runs, its summary.json, or a file of bench/results/runs"
     parser.add_argument("a", type=Path, metavar="A", help=what)
     parser.add_argument("b", type=Path, metavar="B", help="likewise")
-    parser.add_argument("--tell", type=float, default=0.2, metavar="POINTS", help="worth knowing (default: 0.2)")
+    parser.add_argument("--tell", type=float, default=0.2, metavar="PP", help="difference to detect (default: 0.2)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
     options = parser.parse_args()
     if not 0 < options.tell <= 100:
-        raise UserError(f"--tell {options.tell} must lie in 0..100: percentage points")
+        raise UserError(f"--tell {options.tell} must lie in 0..100 percentage points")
     return options
 
 
@@ -92,33 +95,28 @@ def load(path: Path) -> Runs:
         UserError: it holds none.
     """
     file = path / "summary.json" if path.is_dir() else path
-    contents = read(file)
-    conditions: Mapping[str, Any] = contents
+    contents = read_json(file)
     config = file.parent / "config.json"
-    if file.name == "summary.json" and config.is_file():
-        conditions = read(config) | contents
+    conditions: Mapping[str, Any] = contents
+    accuracies = contents.get("runs", [contents.get("test_accuracy")])
     if isinstance(contents.get("summaries"), list) and contents["summaries"]:
         conditions = contents["summaries"][0]
         accuracies = [summary.get("test_accuracy") for summary in contents["summaries"]]
-    else:
-        accuracies = contents.get("runs", [contents.get("test_accuracy")])
+    elif file.name == "summary.json" and config.is_file():
+        conditions = read_json(config) | contents
     if not (isinstance(accuracies, list) and accuracies and all(isinstance(one, float) for one in accuracies)):
         raise UserError(f"{path} holds no test accuracies: give a run folder, its summary.json or bench/results/runs")
-    failures = {"failures": len(contents["failures"])} if contents.get("failures") else {}
-    known = {name: conditions[name] for name in CONDITIONS if name in conditions}
-    return Runs(str(path), accuracies, known | failures)
+    known = {name: conditions[name] for name in COMPARED if name in conditions}
+    return Runs(str(path), accuracies, known, len(contents.get("failures", [])))
 
 
 def warnings(a: Runs, b: Runs) -> list[str]:
-    """What makes the comparison one of more than the recipes."""
+    """How the conditions differ, and which runs are missing."""
     lines = []
-    for name in CONDITIONS:
-        mine, theirs = (runs.conditions.get(name) for runs in (a, b))
-        if name in a.conditions and name in b.conditions and mine != theirs:
-            lines.append(f"they differ in {name}: {mine} and {theirs}")
-    for runs in (a, b):
-        if "failures" in runs.conditions:
-            lines.append(f"{runs.conditions['failures']} runs of {runs.name} failed and are not counted")
+    for name in COMPARED:
+        if name in a.conditions and name in b.conditions and a.conditions[name] != b.conditions[name]:
+            lines.append(f"they differ in {name}: {a.conditions[name]} and {b.conditions[name]}")
+    lines += [f"{runs.failures} runs of {runs.name} failed and are not counted" for runs in (a, b) if runs.failures]
     return lines
 
 
@@ -131,7 +129,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
     difference = fmean(a) - fmean(b)
     shares = [variance(values) / len(values) for values in (a, b)]
     error = math.sqrt(sum(shares))
-    if error == 0:  # both repeat themselves to the last image
+    if error == 0:  # all runs of each are equal
         t, p = (math.copysign(math.inf, difference), 0.0) if difference else (0.0, 1.0)
         return Welch(difference, (difference, difference), t, float(len(a) + len(b) - 2), p)
     freedom = sum(shares) ** 2 / sum(s**2 / (len(v) - 1) for s, v in zip(shares, (a, b), strict=True))
@@ -141,24 +139,24 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
 
 
 def runs_to_tell(a: Sequence[float], b: Sequence[float], difference: float) -> int:
-    """How many runs of each recipe would show `difference` with probability `POWER`, if they spread as these do."""
+    """How many runs of each recipe detect `difference` with probability `POWER`, at the variances of these."""
     normal = NormalDist()
     z = normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)
     return max(2, math.ceil(z**2 * (variance(a) + variance(b)) / difference**2))
 
 
 def verdict(result: Welch, runs: int, tell: float) -> str:
-    """One sentence."""
+    """The result in one sentence."""
     low, high = (100 * end for end in result.interval)
     p = "p < 0.001" if result.p < 0.001 else f"p = {result.p:.2g}"
     if result.p >= LEVEL:
         return (
-            f"no difference can be told: A minus B is {100 * result.difference:+.2f} points "
-            f"[{low:+.2f} .. {high:+.2f}], {p}; about {runs} runs of each would tell {tell:g} points"
+            f"no significant difference: A minus B is {100 * result.difference:+.2f} pp "
+            f"[{low:+.2f} .. {high:+.2f}], {p}; about {runs} runs of each would detect {tell:g} pp"
         )
     if result.difference > 0:
-        return f"A is better by {100 * result.difference:.2f} points [{low:.2f} .. {high:.2f}], {p}"
-    return f"B is better by {-100 * result.difference:.2f} points [{-high:.2f} .. {-low:.2f}], {p}"
+        return f"A is better by {100 * result.difference:.2f} pp [{low:.2f} .. {high:.2f}], {p}"
+    return f"B is better by {-100 * result.difference:.2f} pp [{-high:.2f} .. {-low:.2f}], {p}"
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
-"""Is the range test's suggestion any good? Accuracy against LRMAX around it, and what other rules would give away.
+"""Is the range test's suggestion any good? Validation accuracy at LRMAX around it, and what other rules would lose.
 
     python -m bench.lr_sweep --json sweep.json                                   # CIFAR-10, the recipe
     python -m bench.lr_sweep --data synthetic,FOLDER --batch-size 64,512 --limit-train 5000 --json sweep.json
     python -m bench.lr_sweep --json sweep.json --no-training                     # today's rules on its curves
-    python -m bench.lr_sweep --json sweep.json --no-training --picture sweep.png # the same, drawn
+    python -m bench.lr_sweep --json sweep.json --no-training --plot sweep.png    # the same, drawn
     python -m bench.lr_sweep --quick                                             # a smoke run
 
-A setting is a combination of data, batch size, weight decay and width. In each of them the range test runs with some
-seeds, not compiled; then the network trains at the suggestion (the geometric mean of the seeds') times each of
-`--factors`, LRMIN a hundredth of LRMAX, and answers the images held out after its last epoch. The test images are not
-looked at. A training that diverges counts as a blind guess.
+A setting is a combination of data, batch size, weight decay and width; the other options of run_train.py hold for all
+settings. In each of them the range test runs with some seeds, not compiled; then the network trains at the suggestion
+(the geometric mean of the seeds') times each of `--factors`, LRMIN a hundredth of LRMAX. What counts is the accuracy on
+the held-out images after the last epoch; the test images are not used. A diverged training counts as a blind guess.
 
-The regret of a rule is the highest point of a curve through these accuracies minus the curve at the rule's rate, in
-percentage points: a parabola in log2 LR near the top, straight lines elsewhere (see bench/regret.py). Its 95 % interval
-is a bootstrap over the runs of each rate; it does not know of the range test's own noise, nor of other held-out images.
+The regret of a rule is the validation accuracy lost against the best LR: the highest point of a curve through these
+accuracies minus the curve at the rule's rate, in percentage points (see bench/regret.py). Its 95 % interval is a
+bootstrap over the runs of each rate; it includes neither the range test's own noise nor the choice of held-out images.
 ">=" stands before a rate outside the grid. `steepest`, `valley` and `minimum` are those of `run_lrfind.py`.
 
-With `--json`, each curve and each training is kept as soon as it is done; the same command goes on where it stopped,
-and more `--runs`, `--repeats` or `--factors` add to what is there. The grid stays around the suggestion that it began
-with.
+With `--json`, each curve and each training is saved as soon as it is done; the same command resumes an interrupted
+sweep, and more `--runs`, `--repeats` or `--factors` add to it. The grid stays around the first suggestion.
 """
 
 from __future__ import annotations
@@ -36,163 +35,126 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bench.markdown import filled
-from bench.measure import arguments, environment, header, print_table, python_command, read, write_json
-from bench.regret import COLUMNS, OURS, RULES, accuracies, fitted, judged, read_curves
-from bench.trials import train_once
+from bench.markdown import caption, print_rows
+from bench.measure import arguments, check_counts, environment, python_command, save
+from bench.regret import COLUMNS, OURS, RULES, accuracies, fitted, grid_of, read_curves, with_regret
+from bench.trials import split_command_line, train_once, with_defaults
 from fast_cifar.build import Setup, build_setup
 from fast_cifar.data.load import count_classes
 from fast_cifar.lr_finder import sweep
-from fast_cifar.options import PAD_MODES, RangeTestOptions, TrainOptions
-from fast_cifar.plots import style
-from fast_cifar.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, matplotlib_available
-from fast_cifar.system.device import has_compiler, resolve_device
+from fast_cifar.options import SWEEP_STEPS, RangeTestOptions, TrainOptions, flag_of, plain
+from fast_cifar.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, figure, matplotlib_available
+from fast_cifar.system.device import resolve_device
 from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.files import read_json
 
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-QUICK = {"data": "synthetic", "epochs": 2, "limit_train": 128, "val_split": 100, "batch_size": "16"}
-QUICK |= {"runs": 1, "repeats": 1, "iters": 40, "factors": (0.25, 1.0, 4.0, 16.0)}
+QUICK = {"epochs": 2, "limit_train": 128, "val_split": 100}
+QUICK_SWEEP = {"runs": 1, "repeats": 1, "iters": 40, "factors": (0.25, 1.0, 4.0, 16.0)}
+QUICK_SWEEP |= {"data": ["synthetic"], "batch_size": [16]}
 
-# A row of a sweep is a setting, filled one range test and one training after another:
-# {"setting", "options", "curves", "center", "runs"}: its name and what makes its numbers comparable, the raw curves of
-# its range tests, the rate that its grid lies around, and the trainings. `judged` reads them.
+# A row is a setting: its name, its recipe, the curves of its range tests, the center of its grid, and its trainings.
+ROW = {"setting", "options", "curves", "center", "runs"}
+RECIPE = TrainOptions.names(recorded=True, resumable=False) | {"amp"}  # what makes trainings comparable
 
-# What makes two trainings of a setting, or two range tests, comparable; its name says the rest.
-CONDITIONS = ("epochs", "limit_train", "val_split", "label_smoothing", "pad_mode", "amp")
-IN_THE_NAME = ("batch_size", "weight_decay", "width")
-
-# Accuracy against LRMAX, a small picture a setting: the runs, the fitted curve, and where each rule would train.
-ACROSS, WIDE, HIGH = 3, 6.0, 4.5  # small pictures in a row; inches of each
-NARROWEST = 12.0  # inches of the whole, for its legend
-DEEP = 30  # percentage points below the top: what collapses runs out of the picture
-COLOURS = dict(zip(RULES, (VERMILLION, PURPLE, GREEN, ORANGE, "#56B4E9"), strict=True))
-DASHES = dict(zip(RULES, ("-", ":", "-.", "--", (0, (1, 1))), strict=True))
+# The plot: at most `ACROSS` panels in a row, `DEPTH` percentage points below the top, and the lines of the rules.
+ACROSS, DEPTH = 3, 30
+COLOURS = (VERMILLION, PURPLE, GREEN, ORANGE, "#56B4E9")
+DASHES = ("-", ":", "-.", "--", (0, (1, 1)))
 
 
 def main() -> None:
-    options = parse()
-    contents = read_rows(options.json)
+    options, recipe = command_line()
+    contents = read_sweep(options.json) if options.json and options.json.exists() else {"rows": []}
     if not options.no_training:
-        chosen = [(setting, row_of(setting, options.iters, contents["rows"])) for setting in settings(options)]
+        chosen = [(setting, row_of(setting, options.iters, contents["rows"])) for setting in settings(options, recipe)]
         contents["environment"] = environment(resolve_device(options.device))
         contents["command"] = python_command("-m bench.lr_sweep", sys.argv[1:])
-        mark_tuned(contents["rows"], options.tuned_on)  # better refused now than after hours
         for setting, row in chosen:
-            fill(row, setting, options, lambda: save(options, contents))
-    contents["rows"] = [judged(row) for row in contents["rows"]]
-    mark_tuned(contents["rows"], options.tuned_on)
-    save(options, contents)
-    title = f"{header(contents['environment'])}\nregrets in percentage points of validation accuracy"
-    columns, cells = filled(COLUMNS, contents["rows"])
-    print_table(title, [column.title for column in columns], cells)
-    if options.picture:
-        draw_rows(options.picture, contents["rows"])
+            fill(row, setting, options, lambda: save(options.json, contents))
+    contents["rows"] = [with_regret(row) for row in contents["rows"]]
+    save(options.json, contents)
+    print_rows(caption(contents["environment"]), COLUMNS, contents["rows"])
+    if options.plot:
+        draw_rows(options.plot, contents["rows"])
 
 
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__)
-    parser.add_argument("--data", metavar="DATA,...", help="as for run_train.py (default: cifar10)")
-    parser.add_argument("--data-dir", default="data", metavar="DIR", help="downloads and decoded caches")
-    parser.add_argument("--batch-size", metavar="N,...", help="default: 512")
-    parser.add_argument("--weight-decay", metavar="RATE,...", help="default: the recipe's")
-    parser.add_argument("--label-smoothing", type=float, metavar="SHARE", help="default: the recipe's")
-    parser.add_argument("--pad-mode", choices=PAD_MODES, help="default: the recipe's")
-    parser.add_argument("--width", metavar="N,...", help="channels of the first layer (default: the recipe's)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: 24")
-    parser.add_argument("--limit-train", type=int, metavar="N", help="train on N images (default: all)")
-    parser.add_argument("--val-split", type=int, metavar="N", help="training images to hold out (default: 5000)")
-    parser.add_argument("--runs", type=int, metavar="N", help="seeds at each learning rate (default: 3)")
-    parser.add_argument("--repeats", type=int, metavar="N", help="seeds of the range test (default: 3)")
-    parser.add_argument("--iters", type=int, metavar="N", help="steps of a range test (default: 118)")
-    parser.add_argument("--factors", type=numbers, metavar="F,...", help=f"default: {','.join(map(str, FACTORS))}")
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=True, help="default: on")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA, where there is a C++ compiler"
-    )
-    parser.add_argument("--no-training", action="store_true", help="judge what --json holds with today's rules")
-    parser.add_argument("--tuned-on", metavar="SETTING,...", help="mark these, on which the rules were tuned")
-    parser.add_argument("--picture", type=Path, metavar="PATH", help="draw the accuracies and the rules' rates")
-    options = parser.parse_args()
-    defaults = {"data": "cifar10", "epochs": 24, "limit_train": None, "val_split": 5000, "batch_size": "512"}
+def command_line() -> tuple[argparse.Namespace, TrainOptions]:
+    """The options of the sweep, and the recipe that its settings share."""
     recipe = TrainOptions()
-    defaults |= {"weight_decay": str(recipe.weight_decay), "label_smoothing": recipe.label_smoothing}
-    defaults |= {"pad_mode": recipe.pad_mode}
-    defaults |= {"runs": 3, "repeats": 3, "iters": RangeTestOptions().iters, "factors": FACTORS}
-    for name, default in (defaults | (QUICK if options.quick else {})).items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
-    if options.compile is None:
-        options.compile = resolve_device(options.device).type == "cuda" and has_compiler()
-    for name in ("runs", "repeats"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
+    parser = arguments(__doc__)
+    parser.add_argument("--data", type=listed(str), default=[recipe.data], metavar="DATA,...", help="default: cifar10")
+    for name, kind in (("batch_size", int), ("weight_decay", float), ("width", int)):
+        default = getattr(recipe, name)
+        parser.add_argument(
+            flag_of(name), type=listed(kind), default=[default], metavar="N,...", help=f"default: {default}"
+        )
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="seeds at each learning rate (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="seeds of the range test (default: 3)")
+    parser.add_argument("--iters", type=int, default=SWEEP_STEPS, metavar="N", help="steps of a range test")
+    parser.add_argument("--factors", type=listed(float), default=FACTORS, metavar="F,...", help=f"default: {FACTORS}")
+    parser.add_argument("--no-training", action="store_true", help="evaluate what --json holds with today's rules")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the accuracies and the rules' rates")
+    if split_command_line(parser)[0].quick:
+        parser.set_defaults(**QUICK_SWEEP)
+    options, given = split_command_line(parser)
+    check_counts(options, "runs", "repeats")
     if min(options.factors) <= 0:
         raise UserError("--factors must be positive numbers")
     if options.no_training and not (options.json and options.json.exists()):
         raise UserError("--no-training needs a --json that a sweep has written")
-    return options
+    if {"lr_max", "lr_min"} & given.given:
+        raise UserError("--lr-max and --lr-min are what the sweep varies; use --factors")
+    held_out = QUICK if options.quick else {"val_split": 5000}
+    return options, with_defaults(given, resolve_device(options.device), **held_out)
 
 
-def numbers(text: str) -> list[float]:
-    return [float(word) for word in text.split(",")]
+def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """The type of an option that takes several values with commas between them."""
+
+    def values(text: str) -> list[Any]:
+        try:
+            return [kind(word) for word in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas between them") from error
+
+    return values
 
 
-def settings(options: argparse.Namespace) -> list[TrainOptions]:
+def settings(options: argparse.Namespace, recipe: TrainOptions) -> list[TrainOptions]:
     """Each combination of the lists, checked."""
-    lists = {
-        "data": options.data.split(","),
-        "batch_size": listed(options.batch_size, int, "--batch-size"),
-        "weight_decay": listed(options.weight_decay, float, "--weight-decay"),
-    }
-    if options.width is not None:
-        lists["width"] = listed(options.width, int, "--width")
-    names = ("data_dir", "epochs", "limit_train", "val_split", "amp", "label_smoothing", "pad_mode")
-    common = {name: getattr(options, name) for name in names}
-    common |= {"compile": options.compile, "device": options.device}
-    chosen = [
-        TrainOptions(**common, **dict(zip(lists, values, strict=True))) for values in itertools.product(*lists.values())
-    ]
     RangeTestOptions(iters=options.iters).check()
-    names = [name_of(setting) for setting in chosen]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"two settings are called {max(names, key=names.count)!r}; give each once, and under its own name"
-        )
+    names = ("data", "batch_size", "weight_decay", "width")
+    lists = [getattr(options, name) for name in names]
+    chosen = [recipe.replace(**dict(zip(names, values, strict=True))) for values in itertools.product(*lists)]
+    titles = [name_of(setting) for setting in chosen]
+    if len(set(titles)) < len(titles):
+        raise UserError(f"two settings are called {max(titles, key=titles.count)!r}; give each once, and its own name")
     for setting in chosen:
         setting.check()
         count_classes(setting.data)
     return chosen
 
 
-def listed(text: str, kind: Callable[[str], Any], flag: str) -> list[Any]:
-    try:
-        return [kind(word) for word in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"{flag} {text!r} must be numbers with commas between them") from error
-
-
-def read_rows(path: Path | None) -> dict[str, Any]:
-    """What a sweep has written to `path`; no rows where there is no such file.
+def read_sweep(path: Path) -> dict[str, Any]:
+    """What a sweep has written to `path`.
 
     Raises:
-        UserError: it is not a sweep's.
+        UserError: it was not written by a sweep.
     """
-    if path is None or not path.exists():
-        return {"rows": []}
-    contents = read(path)
-    needed = {"setting", "options", "curves", "center", "runs"}
+    contents = read_json(path)
     rows = contents.get("rows") if "environment" in contents else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
-        raise UserError(f"{path} was not written by bench.lr_sweep; choose another --json")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= ROW for row in rows):
+        raise UserError(f"{path} was not written by bench.lr_sweep; choose another file")
     return contents
 
 
 def name_of(setting: TrainOptions) -> str:
-    """A setting in a word or three, without commas and without a path of this machine."""
+    """A setting in a few words, without commas and without a path of this machine."""
     words = [Path(setting.data).name, f"b{setting.batch_size}"]
     if setting.weight_decay:
         words.append(f"wd{setting.weight_decay:g}")
-    if "width" in setting.explicit:
+    if setting.width != TrainOptions().width:
         words.append(f"w{setting.width}")
     return " ".join(words)
 
@@ -201,36 +163,22 @@ def row_of(setting: TrainOptions, iters: int, rows: list[dict[str, Any]]) -> dic
     """The row of this setting, a new one where there is none.
 
     Raises:
-        UserError: there is one, of trainings that cannot be compared with these.
+        UserError: its trainings had other options.
     """
-    options = {name: getattr(setting, name) for name in CONDITIONS} | {"iters": iters}
-    name = name_of(setting)
+    options = {name: plain(getattr(setting, name)) for name in sorted(RECIPE)} | {"iters": iters}
+    title = name_of(setting)
     for row in rows:
-        if row["setting"] == name:
-            for key, value in options.items():
-                if row["options"].get(key) != value:
-                    flag = "--" + key.replace("_", "-")
+        if row["setting"] == title:
+            for name, value in row["options"].items():
+                if name in options and options[name] != value:
                     raise UserError(
-                        f"{name}: --json holds runs with {flag} {row['options'].get(key)}, not {value}; "
+                        f"{title}: --json holds runs with {flag_of(name)} {value}, not {options[name]}; "
                         "choose another file"
                     )
             return row
     options |= {"data": Path(setting.data).name}
-    options |= {key: getattr(setting, key) for key in IN_THE_NAME}
-    rows.append({"setting": name, "options": options, "curves": [], "center": None, "runs": []})
+    rows.append({"setting": title, "options": options, "curves": [], "center": None, "runs": []})
     return rows[-1]
-
-
-def mark_tuned(rows: Sequence[dict[str, Any]], names: str | None) -> None:
-    """Marks the rows that `names` lists, and only them; without `names` all stay as they are."""
-    if names is None:
-        return
-    chosen = set(names.split(","))
-    if unknown := chosen - {row["setting"] for row in rows}:
-        there = ", ".join(row["setting"] for row in rows)
-        raise UserError(f"--tuned-on: there is no setting {min(unknown)!r}; there are {there}")
-    for row in rows:
-        row["tuned_on"] = row["setting"] in chosen
 
 
 def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace, save: Callable[[], None]) -> None:
@@ -241,7 +189,7 @@ def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace
     if not curves and not runs:
         return
     torch.compiler.reset()  # torch stops compiling a function that it has seen with too many networks
-    setup = build_setup(setting)
+    setup = build_setup(setting, test=False)
     for seed in curves:
         row["curves"].append({"seed": seed} | curve(setup, seed, options.iters))
         save()
@@ -250,10 +198,10 @@ def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace
     if row["center"] is None:
         tqdm.write(f"{row['setting']}: no suggestion; {row['curves'][0]['failed']}")
         return
-    parts = setup.parts(row["center"])
+    training = setup.training_state(row["center"], setting.ema)
     for count, (seed, factor) in enumerate(runs, start=1):
         one = setting.replace(seed=seed, lr_max=factor * row["center"])
-        run = {"factor": factor, "seed": seed, "lr_max": one.lr_max} | train_once(setup, parts, one)
+        run = {"factor": factor, "seed": seed, "lr_max": one.lr_max} | train_once(training, one)
         row["runs"].append(run)
         save()
         how = "diverged" if run["diverged"] else f"{run['val_accuracy']:.2%}"
@@ -280,23 +228,23 @@ def draw_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         UserError: there are none, or matplotlib is not installed.
     """
     if not matplotlib_available():
-        raise UserError("--picture needs matplotlib: pip install matplotlib")
+        raise UserError("--plot needs matplotlib: pip install matplotlib")
     rows = [row for row in rows if row.get("regret")]
     if not rows:
-        raise UserError("--picture: no setting has a suggestion and trainings yet")
+        raise UserError("--plot: no setting has a suggestion and trainings yet")
     across = min(ACROSS, len(rows))
     down = math.ceil(len(rows) / across)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with style.figure(path, max(WIDE * across, NARROWEST), HIGH * down + 0.8) as figure:
-        panels = figure.subplots(down, across, squeeze=False).ravel()
+    with figure(path, max(6 * across, 12), 4.5 * down + 0.8) as drawing:
+        panels = drawing.subplots(down, across, squeeze=False).ravel()
         for axes, row in zip(panels, rows, strict=False):
             _draw(axes, row)
         for axes in panels[len(rows) :]:
             axes.axis("off")
-        figure.supxlabel("LRMAX")
-        figure.supylabel("validation accuracy, %")
+        drawing.supxlabel("LRMAX")
+        drawing.supylabel("validation accuracy, %")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        drawing.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 def _draw(axes: Any, row: Mapping[str, Any]) -> None:
@@ -304,21 +252,15 @@ def _draw(axes: Any, row: Mapping[str, Any]) -> None:
     rates = np.array(list(runs))
     low, middle, high = (100 * np.array([f(values) for values in runs.values()]) for f in (min, np.mean, max))
     fine = np.geomspace(rates[0], rates[-1], 400)
-    axes.plot(fine, 100 * fitted(runs)(np.log2(fine)), color=BLUE, label="fit")
+    axes.plot(fine, 100 * fitted(*grid_of(runs), np.log2(fine)), color=BLUE, label="fit")
     axes.errorbar(
         rates, middle, yerr=(middle - low, high - middle), fmt="o", color=BLUE, capsize=3, label="runs: mean and range"
     )
-    for rule in reversed(RULES):  # ours on top of the others
-        width = 2.5 if rule == OURS else 1.5
-        axes.axvline(row["rates"][rule], color=COLOURS[rule], ls=DASHES[rule], lw=width, label=rule)
-    axes.set_ylim(bottom=max(low.min(), middle.max() - DEEP) - 1)
+    for rule, color, dashes in reversed(list(zip(RULES, COLOURS, DASHES, strict=True))):  # the suggestion on top
+        axes.axvline(row["rates"][rule], color=color, ls=dashes, lw=2.5 if rule == OURS else 1.5, label=rule)
+    axes.set_ylim(bottom=max(low.min(), middle.max() - DEPTH) - 1)
     axes.set_xscale("log", base=10)
-    axes.set_title(row["setting"] + (" (tuned on)" if row.get("tuned_on") else ""))
-
-
-def save(options: argparse.Namespace, contents: dict[str, Any]) -> None:
-    if options.json:
-        write_json(options.json, contents)
+    axes.set_title(row["setting"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Tables between two lines of a Markdown document: `<!-- bench.PROGRAM: NAME -->` and `<!-- bench.PROGRAM: end -->`.
+"""The benchmarks' tables, on the screen and between two lines of a Markdown document.
 
-A table is a list of columns, each a title and a function from a row, which is what a benchmark measured, to its text. A
-value that a row lacks is an empty cell; a column that is empty in every row is left out.
+The lines are `<!-- bench.PROGRAM: NAME -->` and `<!-- bench.PROGRAM: end -->`. A table is a list of columns, each a
+title and a function from a row of measurements to its text. A value that a row lacks is an empty cell; a column that is
+empty in every row is left out.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bench.measure import print_table
 from fast_cifar.runs.stats import summarize
 from fast_cifar.system.errors import UserError
 
@@ -21,47 +24,36 @@ MARKER = re.compile(r"^<!-- bench\.(\w+): ([\w.-]+) -->[ \t]*\r?$", re.MULTILINE
 Row = Mapping[str, Any]
 
 
-def marked(document: Path) -> list[tuple[str, str]]:
-    """(program, name) of each table in the document, in order."""
-    markers = MARKER.findall(document.read_bytes().decode())
-    return [(program, name) for program, name in markers if name != "end"]
-
-
-def with_blocks(document: Path, blocks: Mapping[tuple[str, str], str]) -> str:
-    """The document's text with each of `blocks`, by (program, name), in its place; nothing else is touched.
+def with_blocks(document: Path, make: Callable[[str, str], str]) -> str:
+    """The document's text with `make(program, name)` between each pair of markers; the rest is untouched.
 
     Raises:
-        UserError: the document lacks a pair of markers.
+        UserError: a marker has no partner.
     """
     text = document.read_bytes().decode()
-    for (program, name), block in blocks.items():
-        start, end = between_markers(text, name, document, program)
-        text = text[:start] + (f"\n{block}\n\n" if block else "") + text[end:]
-    return text
-
-
-def between_markers(text: str, name: str, document: Path, program: str = "report") -> tuple[int, int]:
-    """Where the block `name` starts and ends in `text`: after the line of its marker, before that of the end."""
+    result, done = "", 0
     markers = list(MARKER.finditer(text))
-    starts = [i for i, marker in enumerate(markers) if marker.groups() == (program, name)]
-    begin, end = (f"<!-- bench.{program}: {word} -->" for word in (name, "end"))
-    if len(starts) != 1:
-        raise UserError(f"{document} must have one line {begin}, and a line {end} after it; it has {len(starts)}")
-    start, *others = markers[starts[0] :]
-    if not others or others[0].groups() != (program, "end"):
-        raise UserError(f"{document} has no line {end} that belongs to its line {begin}; add it")
-    return start.end() + 1, others[0].start()
+    for begin, end in zip_longest(markers[::2], markers[1::2]):
+        program, name = begin.groups()
+        if name == "end" or end is None or end.groups() != (program, "end"):
+            raise UserError(
+                f"{document}: {begin.group().strip()} and <!-- bench.{program}: end --> must stand in pairs"
+            )
+        block = make(program, name)
+        result += text[done : begin.end() + 1] + (f"\n{block}\n\n" if block else "")
+        done = end.start()
+    return result + text[done:]
 
 
 @dataclass(frozen=True)
 class Column:
     title: str
     text: Callable[[Row], str]
-    words: bool = False  # flush left, as numbers are not
+    words: bool = False  # flush left; numbers are flush right
 
 
 def value(key: str, text: Callable[[Any], str] = str) -> Callable[[Row], str]:
-    """The text of a row's value under `key`; nothing where it has none."""
+    """The text of a row's value under `key`; empty where it has none."""
     return lambda row: "" if row.get(key) is None else text(row[key])
 
 
@@ -72,8 +64,14 @@ def filled(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[list[Column]
     return [columns[i] for i in kept], [[texts[i][k] for i in kept] for k in range(len(rows))]
 
 
+def print_rows(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> None:
+    """The table on the screen, below a title."""
+    columns, cells = filled(columns, rows)
+    print_table(title, [column.title for column in columns], cells)
+
+
 def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """A table without the columns that are empty in every row."""
+    """The table in a document."""
     columns, cells = filled(columns, rows)
     lines = [
         [column.title for column in columns],
@@ -83,12 +81,15 @@ def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("  |", " |") for line in lines)
 
 
-def count(number: float) -> str:
-    return f"{number:,.0f}"
+count = "{:,.0f}".format
 
 
 def percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f} %"
+
+
+def accuracy_percent(fraction: float) -> str:
+    return percent(fraction, digits=2)
 
 
 def times(ratio: float) -> str:
@@ -103,11 +104,6 @@ def memory(number: int) -> str:
     return f"{number / 2**30:.2f} GiB"
 
 
-def day(when: str) -> str:
-    """2026-11-21 of 2026-11-21T04:12:25+00:00."""
-    return when[:10]
-
-
 def rate(row: Row) -> str:
     """Median and range of a repeated measurement."""
     return f"{count(row['images_per_second'])} [{count(row['min'])} .. {count(row['max'])}]"
@@ -115,7 +111,7 @@ def rate(row: Row) -> str:
 
 def accuracy(row: Row) -> str:
     """Mean test accuracy of the last epoch and, of several seeds, half of its 95 % interval."""
-    text = percent(row["mean"], digits=2)
+    text = accuracy_percent(row["mean"])
     return text if row["interval"] is None else f"{text} ± {50 * (row['interval'][1] - row['interval'][0]):.2f}"
 
 
@@ -130,7 +126,7 @@ def spread(key: str, text: Callable[[float], str]) -> Callable[[Row], str]:
 
 
 def to_target(row: Row) -> str:
-    """Mean and range of the seconds to the target accuracy, which not every seed need have reached."""
+    """Mean and range of the seconds to the target accuracy, if every seed reached it."""
     aim = f"({100 * row['target']:g} %)"
     reached = [one for one in row["seeds"] if one["seconds_to_target"] is not None]
     if len(reached) == len(row["seeds"]):
@@ -140,17 +136,17 @@ def to_target(row: Row) -> str:
 
 COLUMNS = {
     "training": [
-        Column("way", value("way"), words=True),
+        Column("variant", value("variant"), words=True),
         Column("images/sec, median [range]", rate),
         Column("x first", value("times_first", times)),
-        Column("x the usual way", value("times_common", times)),
+        Column("x baseline", value("times_baseline", times)),
         Column("of a fixed batch", value("of_fixed_batch", percent)),
-        Column("of the matmul peak", value("mfu", percent)),
+        Column("of the fastest product", value("mfu", percent)),
         Column("peak memory", value("peak_memory_bytes", memory)),
         Column("warm-up, s", value("warm_up_seconds", seconds)),
     ],
     "augmentation": [
-        Column("way", value("way"), words=True),
+        Column("variant", value("variant"), words=True),
         Column("images/sec, median [range]", rate),
         Column("x torchvision", value("times_torchvision", times)),
         Column("x kornia", value("times_kornia", times)),
@@ -165,9 +161,9 @@ COLUMNS = {
         Column("test accuracy", accuracy),
         Column("to the target, s", to_target),
         Column("total, s", spread("total_seconds", seconds)),
-        Column("training", value("training_seconds", seconds)),
+        Column("training", value("seconds", seconds)),
         Column("evaluation", value("evaluation_seconds", seconds)),
-        Column("saving", value("saving_seconds", seconds)),
+        Column("saving", value("save_seconds", seconds)),
         Column("compiling", value("compile_seconds", seconds)),
         Column("other", value("other_seconds", seconds)),
         Column("images/sec", spread("images_per_second", count)),
@@ -179,57 +175,50 @@ COLUMNS = {
         Column("batch", value("batch_size")),
         Column("parameters", value("parameters", count)),
         Column("test accuracy, last epoch", accuracy),
-        Column("training accuracy", value("train_accuracy", lambda fraction: percent(fraction, digits=2))),
+        Column("training accuracy", value("train_accuracy", accuracy_percent)),
         Column("n", value("n")),
         Column("images/sec", value("images_per_second", count)),
         Column("device", value("device"), words=True),
         Column("precision", value("precision"), words=True),
-        Column("date", value("when", day), words=True),
+        Column("date", value("when", "{:.10}".format), words=True),
     ],
 }
 
-# What else there is to know of the conditions, where a benchmark writes it into its environment.
+# Conditions that a benchmark may have written into its environment.
 CONDITIONS = {
     "dtype": "{}",
     "batch": "batch {:,}",
     "images": "{:,} images",
     "steps": "{:,} steps a repeat",
-    "matmul_tflops": "matmul peak {:.3g} TFLOP/s",
+    "matmul_tflops": "fastest product measured {:.3g} TFLOP/s",
 }
 
 
 def bench_block(bench: str, devices: Sequence[Mapping[str, Row]]) -> str:
     """A caption and a table for each device that has measured `bench`, in the order of `devices`."""
-    sections = [device[bench] for device in devices if bench in device]
-    return "\n\n".join(f"{caption(section)}\n\n{bench_table(bench, section['rows'])}" for section in sections)
-
-
-def bench_table(bench: str, rows: Sequence[Row]) -> str:
-    return markdown(COLUMNS[bench], [all_seeds(rows)] if bench == "end_to_end" else rows)
+    blocks = []
+    for section in (device[bench] for device in devices if bench in device):
+        rows = [all_seeds(section["rows"])] if bench == "end_to_end" else section["rows"]
+        where = caption(section["environment"], section["rows"], f"`{section['command']}`")
+        blocks.append(f"{where}\n\n{markdown(COLUMNS[bench], rows)}")
+    return "\n\n".join(blocks)
 
 
 def all_seeds(rows: Sequence[Row]) -> Row:
-    """One row of the seeds of one recipe: means, the highest memory, and the `seeds` themselves."""
-    highest = max((row["peak_memory_bytes"] for row in rows if "peak_memory_bytes" in row), default=None)
+    """One row for the seeds of one recipe: means, the highest memory, and the `seeds` themselves."""
+    highest = max((row.get("peak_memory_bytes") or 0 for row in rows), default=0) or None
     return summarize(rows) | {"seeds": rows, "peak_memory_bytes": highest}
 
 
-def machine(where: Row) -> list[str]:
-    """The machine and the day of a measurement."""
-    parts = [f"**{where['device']}**", f"torch {where['torch']}"]
-    if "threads" not in where["device"]:
-        parts.append(f"{where['threads']} threads")
-    return [*parts, day(where["when"])]
-
-
-def caption(section: Row) -> str:
-    """The conditions of a measurement and the command that makes it, in one line."""
-    where = section["environment"]
-    parts = [*machine(where), f"`{section['command']}`"]
-    parts += [text.format(where[key]) for key, text in CONDITIONS.items() if where.get(key) is not None]
-    repeats = {row["repeats"] for row in section["rows"] if "repeats" in row}
-    if repeats:
-        parts.append(f"{max(repeats)} interleaved repeats")
+def caption(environment: Row, rows: Sequence[Row] = (), command: str | None = None) -> str:
+    """The device, the day, the command and the conditions of a measurement in one line."""
+    parts = [environment["device"], f"torch {environment['torch']}"]
+    if "threads" not in environment["device"]:
+        parts.append(f"{environment['threads']} threads")
+    parts += [environment["when"][:10], *([command] if command else [])]
+    parts += [text.format(environment[key]) for key, text in CONDITIONS.items() if environment.get(key) is not None]
+    if repeats := max((row.get("repeats", 0) for row in rows), default=0):
+        parts.append(f"{repeats} interleaved repeats")
     return " · ".join(parts)
 
 
@@ -241,14 +230,12 @@ def accuracy_block(files: Sequence[Row]) -> str:
     """
     if not files:
         return ""
-    rows = [summarize(file["summaries"]) | {"when": file.get("when"), "data": data_of(file)} for file in files]
-    commands = []
-    for file, row in zip(files, rows, strict=True):
+    rows, commands = [], []
+    for file in files:
+        row = summarize(file["summaries"]) | {"when": file.get("when")}
+        row["data"] = file.get("title") or row["dataset"]
+        rows.append(row)
         made_by = ", then ".join(f"`{line}`" for line in file["command"].splitlines())
         note = f". {file['note']}" if file.get("note") else ""
         commands.append(f"- {row['data']}, {row['epochs']} epochs: {made_by}{note}")
     return markdown(COLUMNS["accuracy"], rows) + "\n\n" + "\n".join(commands)
-
-
-def data_of(file: Row) -> str:
-    return file.get("title") or file["summaries"][0]["dataset"]

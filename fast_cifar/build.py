@@ -82,12 +82,13 @@ class Setup:
             shard=(self.distributed.rank, self.distributed.size),
         )
 
-    def training_state(self, lr: float, ema: float = 0.0) -> TrainingState:
+    def training_state(self, lr: float, ema: float = 0.0, *, graph: bool = True) -> TrainingState:
         """All that trains and evaluates, for a run with any seed; torch's random state is unchanged.
 
         Args:
             lr: of the optimiser.
             ema: decay of the exponential moving average of the weights; 0: without one.
+            graph: with `--compile`, on one CUDA device: record the step as a CUDA graph.
         """
         options, distributed = self.options, self.distributed
         loader = self.train_loader(options.seed)
@@ -111,7 +112,7 @@ class Setup:
             compile=options.compile,
             network=distributed.wrap(model),
             ema=average,
-            graph=distributed.size == 1,
+            graph=graph and distributed.size == 1,
         )
         return TrainingState(self, loader, eval_loaders, model, optimizer, average, step, step.scaler.state_dict())
 

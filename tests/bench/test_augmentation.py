@@ -1,4 +1,4 @@
-"""The augmentation benchmark: its rivals make right pictures, and the command writes what it prints."""
+"""The augmentation benchmark: its rivals produce correct images, and the command writes what it prints."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from bench.augmentation import (
-    BOX,
     MEAN,
     STD,
-    Pictures,
+    TransformedImages,
     augment_by_masks,
     data_loader_case,
     normalise_and_pad,
     torchvision_transform,
 )
 from fast_cifar.augment import apply, draw
+from fast_cifar.options import CUTOUT
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,24 +37,24 @@ def random_images(n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_masked_crop_makes_the_pictures_that_apply_makes(dtype):
+def test_the_masked_crop_equals_apply(dtype):
     images = random_images(300)
     draws = draw(300, generator=torch.Generator().manual_seed(1))
     theirs = augment_by_masks(normalise_and_pad(images, dtype), draws).permute(0, 3, 1, 2)
     assert theirs.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(theirs, apply(images, draws, mean=MEAN, std=STD, dtype=dtype))
+    torch.testing.assert_close(theirs, apply(images, draws, mean=MEAN, std=STD, dtype=dtype, pad_mode="zeros"))
 
 
-def test_the_worker_processes_are_given_whole_augmented_pictures():
+def test_the_worker_processes_receive_whole_augmented_images():
     white = torch.full((3, 3, 32, 32), 255, dtype=torch.uint8)
-    pictures = pickle.loads(pickle.dumps(Pictures(white, torchvision_transform())))
-    assert len(pictures) == 3
+    images = pickle.loads(pickle.dumps(TransformedImages(white, torch.arange(3), torchvision_transform())))
+    assert len(images) == 3
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
-    picture = pictures[1]
-    assert picture.shape == (3, 32, 32)
-    cut, added = (picture == 0).all(dim=0), torch.isclose(picture, -mean / std).all(dim=0)
-    assert cut.sum() == BOX * BOX
-    assert (cut | added | torch.isclose(picture, (1 - mean) / std).all(dim=0)).all()
+    image, label = images[1]
+    assert (image.shape, label) == ((3, 32, 32), 1)
+    cut, added = (image == 0).all(dim=0), torch.isclose(image, -mean / std).all(dim=0)
+    assert cut.sum() == CUTOUT * CUTOUT
+    assert (cut | added | torch.isclose(image, (1 - mean) / std).all(dim=0)).all()
 
 
 def test_an_epoch_of_the_data_loader_is_as_long_as_its_data():
@@ -96,24 +96,24 @@ def test_no_worker_process_outlives_an_interrupted_run(tmp_path):
             os.kill(worker, 0)
 
 
-def test_a_quick_run_writes_every_way_with_its_ratios(tmp_path):
+def test_a_quick_run_writes_every_variant_with_its_ratios(tmp_path):
     path = tmp_path / "results" / "augmentation.json"
     finished = run_bench("--quick", "--dtype", "float32", "--json", str(path))
     assert finished.returncode == 0, finished.stderr
     written = json.loads(path.read_text())
     assert written["environment"]["dtype"] == "float32"
-    ways = {row["way"]: row for row in written["rows"]}
-    assert set(ways) >= {
+    variants = {row["variant"]: row for row in written["rows"]}
+    assert set(variants) >= {
         "loader, compiled",
         "loader, eager",
         "torchvision v2, one image at a time",
         "torchvision v2, DataLoader, 2 workers",
         "masked crop, an epoch at once",
     }
-    for way, row in ways.items():
-        assert way in finished.stdout
+    for name, row in variants.items():
+        assert name in finished.stdout
         assert 0 < row["min"] <= row["images_per_second"] <= row["max"]
-    loader, torchvision = ways["loader, eager"], ways["torchvision v2, one image at a time"]
+    loader, torchvision = variants["loader, eager"], variants["torchvision v2, one image at a time"]
     assert loader["times_torchvision"] == pytest.approx(loader["images_per_second"] / torchvision["images_per_second"])
 
 

@@ -1,4 +1,4 @@
-"""Welch's t-test against scipy, and what the comparison says of the files it is given."""
+"""Welch's t-test against scipy, and what the comparison says about the files it is given."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ def test_the_number_of_runs_is_the_textbooks():
 
 def test_the_verdict_names_the_better_one_with_its_interval():
     a = Welch(0.0031, (0.0005, 0.0057), 3.0, 4.0, 0.02)
-    assert verdict(a, 9, 0.2) == "A is better by 0.31 points [0.05 .. 0.57], p = 0.02"
+    assert verdict(a, 9, 0.2) == "A is better by 0.31 pp [0.05 .. 0.57], p = 0.02"
     b = Welch(-0.0031, (-0.0057, -0.0005), -3.0, 4.0, 0.0002)
-    assert verdict(b, 9, 0.2) == "B is better by 0.31 points [0.05 .. 0.57], p < 0.001"
+    assert verdict(b, 9, 0.2) == "B is better by 0.31 pp [0.05 .. 0.57], p < 0.001"
 
 
 def test_without_a_difference_the_verdict_says_how_many_runs_would_tell():
     none = Welch(-0.0004, (-0.002, 0.0012), -0.5, 4.0, 0.6)
     text = verdict(none, 9, 0.2)
-    assert text.startswith("no difference can be told: A minus B is -0.04 points [-0.20 .. +0.12], p = 0.6")
-    assert text.endswith("about 9 runs of each would tell 0.2 points")
+    assert text.startswith("no significant difference: A minus B is -0.04 pp [-0.20 .. +0.12], p = 0.6")
+    assert text.endswith("about 9 runs of each would detect 0.2 pp")
 
 
 def test_a_summary_and_a_file_of_results_are_compared(run, tmp_path):
@@ -91,7 +91,7 @@ def test_a_summary_and_a_file_of_results_are_compared(run, tmp_path):
     path = tmp_path / "out.json"
     status, printed, _ = run(summary(A), recorded, options=("--json", str(path)))
     assert status == 0
-    assert "A is better by 0.37 points [0.06 .. 0.67], p = 0.031" in printed.splitlines()[-1]
+    assert "A is better by 0.37 pp [0.06 .. 0.67], p = 0.031" in printed.splitlines()[-1]
     assert "warning" not in printed
     assert json.loads(path.read_text())["welch"]["p"] == pytest.approx(0.0307, abs=1e-4)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 
@@ -10,9 +9,9 @@ import pytest
 import torch
 
 from bench import end_to_end
-from bench.end_to_end import choose_recipe, make_row, make_table, to_target
+from bench.end_to_end import choose_recipe, make_row, to_target
 from fast_cifar.data import load
-from fast_cifar.options import DEMO
+from fast_cifar.options import DEMO, TrainOptions
 from fast_cifar.system.errors import run_script
 from tests.conftest import needs_cuda
 
@@ -26,7 +25,7 @@ def epochs(*accuracies):
 
 def summary(**changes):
     values = {
-        "dataset": "pictures",
+        "dataset": "pets",
         "epochs": 2,
         "seed": 3,
         "precision": "bf16",
@@ -41,9 +40,8 @@ def summary(**changes):
     return values | changes
 
 
-def command_line(**given):
-    names = ("data", "data_dir", "epochs", "batch_size", "amp", "compile")
-    return argparse.Namespace(**dict.fromkeys(names) | {"quick": False, "device": "auto"} | given)
+def given(**options):
+    return TrainOptions(**options, given=frozenset(options))
 
 
 def run(monkeypatch, *options):
@@ -70,50 +68,29 @@ def test_what_the_run_does_not_count_itself_is_the_other_seconds():
     assert row["seconds_to_target"] == 22.0
 
 
-@pytest.mark.parametrize("unknown", [{}, {"peak_memory_bytes": None}])
-def test_peak_memory_is_in_the_row_only_where_the_run_knows_it(unknown):
-    assert "peak_memory_bytes" not in make_row(summary(**unknown), [], 30.0, 0.9)
-    assert make_row(summary(peak_memory_bytes=7), [], 30.0, 0.9)["peak_memory_bytes"] == 7
-
-
 def test_cuda_trains_the_recipe_and_a_cpu_the_demo():
-    recipe, demo = choose_recipe(command_line(), CUDA), choose_recipe(command_line(), CPU)
+    recipe, demo = (choose_recipe(given(), device, quick=False) for device in (CUDA, CPU))
     assert (recipe.data, recipe.epochs, recipe.batch_size, recipe.amp) == ("cifar10", 24, 512, True)
     assert {name: getattr(demo, name) for name in DEMO} == DEMO
     assert demo.compile is False
 
 
 @pytest.mark.parametrize(
-    ("compiler", "given", "compiled"), [(True, None, True), (False, None, False), (True, False, False)]
+    ("compiler", "options", "compiled"), [(True, {}, True), (False, {}, False), (True, {"compile": False}, False)]
 )
-def test_cuda_compiles_where_there_is_a_compiler_and_nobody_objects(monkeypatch, compiler, given, compiled):
-    monkeypatch.setattr(end_to_end, "has_compiler", lambda: compiler)
-    assert choose_recipe(command_line(compile=given), CUDA).compile is compiled
+def test_cuda_compiles_where_there_is_a_compiler_unless_told_not_to(monkeypatch, compiler, options, compiled):
+    monkeypatch.setattr("bench.trials.has_compiler", lambda: compiler)
+    assert choose_recipe(given(**options), CUDA, quick=False).compile is compiled
 
 
 def test_a_cpu_trains_the_recipe_on_data_that_it_is_given():
-    recipe = choose_recipe(command_line(data="cifar10"), CPU)
+    recipe = choose_recipe(given(data="cifar10"), CPU, quick=False)
     assert (recipe.epochs, recipe.batch_size, recipe.limit_train) == (24, 512, None)
 
 
-def test_the_command_line_has_the_last_word():
-    demo = choose_recipe(command_line(epochs=3, batch_size=64, amp=False), CPU)
+def test_the_command_line_overrides_the_demo():
+    demo = choose_recipe(given(epochs=3, batch_size=64, amp=False), CPU, quick=False)
     assert (demo.epochs, demo.batch_size, demo.amp, demo.data) == (3, 64, False, "synthetic")
-
-
-def test_several_seeds_are_followed_by_their_mean_and_standard_deviation():
-    rows = [make_row(summary(seed=seed), epochs(0.9), seconds, 0.9) for seed, seconds in ((0, 30.0), (1, 34.0))]
-    titles, lines = make_table(rows)
-    column = titles.index("total, s")
-    assert [line[column] for line in lines] == ["30.0", "34.0", "32.0", "2.8"]
-    assert [line[0] for line in lines] == ["0", "1", "mean", "std"]
-
-
-def test_there_is_no_mean_time_to_a_target_that_one_seed_missed():
-    rows = [make_row(summary(seed=seed), epochs(best), 30.0, 0.9) for seed, best in ((0, 0.95), (1, 0.85))]
-    titles, lines = make_table(rows)
-    column = titles.index("to target, s")
-    assert [line[column] for line in lines] == ["11.0", "never", "", ""]
 
 
 def test_a_quick_run_writes_a_row_a_seed_and_prints_it(monkeypatch, tmp_path, capsys, small_network):
@@ -130,6 +107,7 @@ def test_a_quick_run_writes_a_row_a_seed_and_prints_it(monkeypatch, tmp_path, ca
         assert 0 < row["seconds_to_target"] <= row["total_seconds"]
         assert row["other_seconds"] > 0
         assert f"{row['total_seconds']:.1f}" in printed
+    assert "n = 2" in printed
     assert written["environment"]["device"] in printed
 
 
@@ -153,6 +131,8 @@ def test_no_run_folder_is_left_and_none_is_named(monkeypatch, tmp_path, capsys, 
         (("--data", "no-such-data"), "no-such-data"),
         (("--batch-size", "0"), "--batch-size 0"),
         (("--run", "1"), "--run 1"),
+        (("--resume", "runs/a"), "--resume does not apply"),
+        (("--eval-every", "2"), "--eval-every does not apply"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(monkeypatch, capsys, options, named):
@@ -165,9 +145,8 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(monkeypatch, capsys, options
 
 def test_a_cpu_says_that_it_trains_the_demo(monkeypatch, capsys):
     monkeypatch.setattr(end_to_end, "training_images", lambda recipe: 1600)
-    monkeypatch.setattr(
-        end_to_end, "measure", lambda recipe, target: make_row(summary(seed=recipe.seed), epochs(0.9), 30.0, target)
-    )
+    row = make_row(summary(), epochs(0.9), 30.0, 0.9) | {"batch_size": 32, "compiled": False}
+    monkeypatch.setattr(end_to_end, "measure", lambda recipe, target: row)
     assert run(monkeypatch) == 0
     assert "this is the demo" in capsys.readouterr().out
     assert run(monkeypatch, "--data", "cifar10") == 0

@@ -4,14 +4,14 @@ from bench.measure import portable, python_command
 
 
 def test_paths_of_this_machine_become_words_for_them(tmp_path):
-    archive = tmp_path / "pictures.tar.gz"
+    archive = tmp_path / "images.tar.gz"
     archive.touch()
     assert portable(["--data", f"synthetic,{tmp_path}"]) == ["--data", "synthetic,FOLDER"]
     assert portable([f"--data={archive}", "--epochs", "3"]) == ["--data=ARCHIVE", "--epochs", "3"]
 
 
 def test_where_results_go_is_left_out():
-    words = ["--json", "/a/b.json", "--runs", "3", "--picture=c.png", "--json=d", "--quick"]
+    words = ["--json", "/a/b.json", "--runs", "3", "--plot=c.png", "--json=d", "--quick"]
     assert portable(words) == ["--runs", "3", "--quick"]
 
 

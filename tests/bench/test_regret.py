@@ -1,4 +1,4 @@
-"""What a learning rate gives away, against curves that are known."""
+"""The regret of learning rates on known curves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import regret
-from bench.regret import fit, regrets
+from bench.regret import best, fitted, regrets
 
 GRID = np.arange(-3.0, 4.0)
 
@@ -25,22 +25,21 @@ def cliff(top):
 
 
 def values(runs, *x):
-    return [one.value for one in regrets(runs, [2.0**at for at in x])]
+    return [one["value"] for one in regrets(runs, [2.0**at for at in x])]
 
 
-def test_the_regret_on_a_parabola_is_what_it_is():
+def test_the_regret_on_a_parabola_is_exact():
     found = values(runs_on(parabola(0.3)), 0.3, 0.0, -1.0, 1.5)
-    assert found == pytest.approx([0.0, 0.01 * 0.09, 0.01 * 1.69, 0.01 * 1.44], abs=1e-9)
+    assert found == pytest.approx([0.0, 0.01 * 0.09, 0.01 * 1.69, 0.01 * 1.44], abs=1e-5)
 
 
 def test_the_best_rate_lies_between_the_points_of_the_grid():
-    x, accuracy = fit(GRID, parabola(0.3)(GRID)).best()
-    assert (x, accuracy) == (pytest.approx(0.3), pytest.approx(0.8))
+    assert best(GRID, parabola(0.3)(GRID)) == pytest.approx((0.3, 0.8), abs=0.01)
 
 
 @pytest.mark.parametrize("top", [-1.0, 0.0, 0.4])
 def test_a_collapse_does_not_bend_the_top(top):
-    assert values(runs_on(cliff(top)), top, top - 1) == pytest.approx([0.0, 0.005], abs=1e-9)
+    assert values(runs_on(cliff(top)), top, top - 1) == pytest.approx([0.0, 0.005], abs=1e-5)
 
 
 def test_beyond_a_cliff_the_grid_is_joined_by_straight_lines():
@@ -50,16 +49,17 @@ def test_beyond_a_cliff_the_grid_is_joined_by_straight_lines():
 
 def test_a_rate_outside_the_grid_has_the_regret_of_its_end_as_a_lower_bound():
     inside, below, above = regrets(runs_on(parabola(0.0)), [2.0**-3, 2.0**-5, 2.0**4])
-    assert (inside.is_bound, below.is_bound, above.is_bound) == (False, True, True)
-    assert below.value == inside.value
-    assert above.value == pytest.approx(values(runs_on(parabola(0.0)), 3.0)[0])
+    assert [one["is_bound"] for one in (inside, below, above)] == [False, True, True]
+    assert below["value"] == inside["value"]
+    assert above["value"] == pytest.approx(values(runs_on(parabola(0.0)), 3.0)[0])
 
 
 def test_the_points_of_the_fit_are_never_fewer_than_four():
-    spike = np.array([0.1, 0.2, 0.3, 0.9, 0.5, 0.3, 0.2])  # none is within 5 points of the best
-    curve = fit(GRID, spike)
-    assert (curve.low, curve.high) == (-1.0, 2.0)
-    assert np.polyfit(GRID[2:6], spike[2:6], 2) == pytest.approx(curve.parabola)
+    spike = np.array([0.1, 0.2, 0.3, 0.9, 0.5, 0.3, 0.2])  # none is within 5 pp of the best
+    parabola = np.polyfit(GRID[2:6], spike[2:6], 2)
+    at = np.array([-1.5, -1.0, 0.4, 2.0, 2.5])
+    expected = [0.25, *np.polyval(parabola, at[1:4]), 0.25]
+    assert fitted(GRID, spike, at) == pytest.approx(expected)
 
 
 def test_three_points_are_joined_by_straight_lines():
@@ -67,16 +67,16 @@ def test_three_points_are_joined_by_straight_lines():
 
 
 def test_one_run_at_each_rate_has_no_interval_and_equal_runs_have_an_empty_one():
-    assert regrets(runs_on(parabola(0.0)), [2.0])[0].interval is None
+    assert regrets(runs_on(parabola(0.0)), [2.0])[0]["interval"] is None
     (same,) = regrets(runs_on(parabola(0.0), spread=(0.0, 0.0)), [2.0])
-    assert same.interval == pytest.approx((same.value, same.value))
+    assert same["interval"] == pytest.approx((same["value"], same["value"]))
 
 
 def test_the_interval_is_repeatable_and_depends_on_the_spread():
     narrow, wide = (runs_on(parabola(0.0), spread=(-s, 0.0, s)) for s in (0.002, 0.02))
     assert regrets(narrow, [2.0]) == regrets(narrow, [2.0])
     (a,), (b,) = (regrets(runs, [2.0]) for runs in (narrow, wide))
-    assert b.interval[1] - b.interval[0] > 4 * (a.interval[1] - a.interval[0])
+    assert np.diff(b["interval"]) > 4 * np.diff(a["interval"])
 
 
 def test_resampled_means_spread_as_the_mean_of_the_runs_does():
@@ -88,7 +88,7 @@ def test_resampled_means_spread_as_the_mean_of_the_runs_does():
 
 @pytest.mark.parametrize(("curve", "at"), [(parabola(0.0), 0.0), (parabola(0.0), -1.5), (cliff(0.0), -1.0)])
 def test_noisy_runs_give_the_regret_on_average_and_an_interval_that_holds_it(monkeypatch, curve, at):
-    """Three runs a rate that answer 1,000 images, with 0.4 points between seeds. 95 % of the intervals should hold the
+    """Three runs a rate that answer 1,000 images, with 0.4 pp between seeds. 95 % of the intervals should hold the
     truth; of 40 such, fewer than 32 would be a chance of 1 in 10,000 if it were so."""
     monkeypatch.setattr(regret, "RESAMPLES", 200)
     generator = np.random.default_rng(3)
@@ -98,7 +98,7 @@ def test_noisy_runs_give_the_regret_on_average_and_an_interval_that_holds_it(mon
         noise = {x: generator.normal(0, 0.004, 3) for x in GRID}
         runs = {2.0**x: generator.binomial(1000, np.clip(curve(x) + noise[x], 0, 1)) / 1000 for x in GRID}
         (found,) = regrets(runs, [2.0**at])
-        errors.append(found.value - truth)
-        held += found.interval[0] <= truth <= found.interval[1]
+        errors.append(found["value"] - truth)
+        held += found["interval"][0] <= truth <= found["interval"][1]
     assert np.mean(errors) == pytest.approx(0.0, abs=0.004)
     assert held >= 32

@@ -1,16 +1,17 @@
-"""The report: which benchmarks run, where their numbers go, and what becomes of the README."""
+"""The report: which benchmarks run, where their numbers go, and how the documents change."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 
 import pytest
 
 from bench import report
-from bench.markdown import between_markers
-from bench.report import command_line, slug
+from bench.markdown import with_blocks
+from bench.report import slug
 from fast_cifar import train
 from fast_cifar.system.errors import UserError, run_script
 from tests.conftest import silent
@@ -30,9 +31,13 @@ def empty_readme():
 
 def row(bench, rate=100.0):
     if bench != "end_to_end":
-        return {"way": "beads", "images_per_second": rate, "min": rate, "max": rate, "repeats": 1}
-    parts = ("total", "training", "evaluation", "saving", "other")
-    row = {f"{part}_seconds": 1.0 for part in parts} | {"compile_seconds": 0.0, "seconds_to_target": None}
+        return {"variant": "beads", "images_per_second": rate, "min": rate, "max": rate, "repeats": 1}
+    parts = ("total", "evaluation", "save", "other")
+    row = {f"{part}_seconds": 1.0 for part in parts} | {
+        "seconds": 1.0,
+        "compile_seconds": 0.0,
+        "seconds_to_target": None,
+    }
     row |= {"target": 0.9, "dataset": "d", "images": 10, "epochs": 1, "batch_size": 5, "precision": "fp32", "seed": 0}
     return row | {"compiled": False, "test_accuracy": 0.5, "images_per_second": rate}
 
@@ -92,7 +97,7 @@ def test_every_benchmark_runs_and_goes_into_one_file_and_into_the_readme(place, 
     written = place.read("abacus-2-rods.json")
     assert written.pop("environment")["device"].startswith("cpu")
     assert written == {bench: section(bench) for bench in report.BENCHES}
-    assert place.readme.read_text().count("**abacus** · torch 2.15.0 · 2 threads · 2026-11-21") == 3
+    assert place.readme.read_text().count("abacus · torch 2.15.0 · 2 threads · 2026-11-21") == 3
 
 
 def test_a_file_of_results_is_named_after_the_device(place, calls):
@@ -134,6 +139,7 @@ def test_what_a_benchmark_writes_is_kept_with_its_command(monkeypatch, tmp_path,
         "open(sys.argv[-1], 'w').write(json.dumps({'environment': {'device': 'abacus'}, 'rows': [1]}))\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     for name in [name for name in os.environ if name.startswith("OMP_")]:
         monkeypatch.delenv(name)
     measured = report.run_bench("beads", ["--quick"])
@@ -143,25 +149,13 @@ def test_what_a_benchmark_writes_is_kept_with_its_command(monkeypatch, tmp_path,
 
 
 def test_the_options_reach_the_benchmarks_that_have_them(place, calls):
-    place.run("--device", "cpu", "--quick", "--data", "pictures", "--data-dir", "cache", "--runs", "3")
+    place.run_elsewhere("--device", "cpu", "--quick", "--data", "pets", "--data-dir", "cache", "--runs", "3")
     both = ["--device", "cpu", "--quick"]
     assert dict(calls) == {
         "augmentation": both,
         "training": both,
-        "end_to_end": [*both, "--data", "pictures", "--data-dir", "cache", "--runs", "3"],
+        "end_to_end": [*both, "--data", "pets", "--data-dir", "cache", "--runs", "3"],
     }
-
-
-def test_the_command_shows_what_matters_and_no_path_of_this_machine(monkeypatch, tmp_path):
-    for name in [name for name in os.environ if name.startswith("OMP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    archive = tmp_path / "cifar.tar.gz"
-    archive.touch()
-    start = "OMP_WAIT_POLICY=PASSIVE python -m bench.end_to_end --data"
-    assert command_line("end_to_end", ["--data", str(tmp_path)]) == f"{start} FOLDER"
-    assert command_line("end_to_end", ["--data", str(archive)]) == f"{start} ARCHIVE"
-    assert command_line("end_to_end", ["--data", "cifar10"]) == f"{start} cifar10"
 
 
 def test_a_quick_report_writes_nothing(place, calls, monkeypatch):
@@ -174,14 +168,6 @@ def test_a_quick_report_writes_nothing(place, calls, monkeypatch):
     assert place.readme.read_bytes() == before
 
 
-@pytest.mark.parametrize("spared", ["RESULTS", "README"])
-def test_a_quick_report_refuses_to_write_into_the_projects_own_files(place, calls, monkeypatch, capsys, spared):
-    monkeypatch.setattr(report, spared, place.results if spared == "RESULTS" else place.readme)
-    assert place.run("--device", "cpu", "--quick") == 2
-    assert "--quick" in capsys.readouterr().err
-    assert not calls
-
-
 def test_results_that_lie_elsewhere_leave_the_projects_readme_alone(place, calls, monkeypatch):
     monkeypatch.setattr(report, "README", place.readme)
     before = place.readme.read_bytes()
@@ -190,13 +176,13 @@ def test_results_that_lie_elsewhere_leave_the_projects_readme_alone(place, calls
     assert place.readme.read_bytes() == before
 
 
-def test_making_the_readme_twice_changes_nothing(place, calls):
+def test_making_the_tables_twice_changes_nothing(place, calls):
     place.write("b.json", {"training": section("training", rate=77.0)})
     place.write("a.json", {"training": section("training", rate=55.0)})
-    assert place.run("--readme-only") == 0
+    assert place.run("--tables-only") == 0
     once = place.readme.read_bytes()
     assert once.index(b"55 [55") < once.index(b"77 [77")
-    assert place.run("--readme-only") == 0
+    assert place.run("--tables-only") == 0
     assert place.readme.read_bytes() == once
     assert not calls
 
@@ -214,51 +200,145 @@ def test_text_outside_the_markers_is_untouched_byte_for_byte(place):
     text = "".join(part for both in zip(outside, [*pairs, ""], strict=True) for part in both)
     place.readme.write_bytes(text.encode())
     place.write("a.json", {"training": section("training")})
-    assert place.run("--readme-only") == 0
+    assert place.run("--tables-only") == 0
     written = place.readme.read_bytes().decode()
     assert "| beads |" in written
     assert "an old table" not in written
-    for name in BLOCKS:
-        start, end = between_markers(written, name, place.readme)
-        written = written[:start] + old + written[end:]
-    assert written == text
+    assert with_blocks(place.readme, lambda *_: "") == text.replace(old, "")
+    assert with_blocks(place.readme, lambda _, name: name) == re.sub(
+        r"(: (\w+) -->\r\n)\| an old table \|\r\n", r"\1\n\2\n\n", text
+    )
 
 
-def test_what_nobody_measured_has_no_table(place):
+def test_what_was_not_measured_has_no_table(place):
     place.write("a.json", {"training": section("training")})
     place.write("other.json", {"lrs": [1, 2]})
-    assert place.run("--readme-only") == 0
+    assert place.run("--tables-only") == 0
     assert place.readme.read_text().count("---:") == 1
     assert f"{begin('augmentation')}\n{END}\n" in place.readme.read_text()
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_missing_marker_is_refused_before_anything_is_measured(place, calls, capsys, name):
-    place.readme.write_text(empty_readme().replace(begin(name), "gone"))
+    place.readme.write_text(empty_readme().replace(f"{begin(name)}\n{END}", "gone"))
     assert place.run("--device", "cpu") == 2
     assert begin(name) in capsys.readouterr().err
     assert not calls
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    "text",
     [
-        (f"{begin('a')}\n{begin('b')}\n{END}\n", "no line"),
-        (f"{begin('a')}\n", "no line"),
-        (f"{END}\n{begin('a')}", "no line"),
-        (f"{begin('a')}\n{END}\n{begin('a')}\n{END}\n", "it has 2"),
-        (f" {begin('a')}\n{END}\n", "it has 0"),
+        f"{begin('a')}\n{begin('b')}\n{END}\n",
+        f"{begin('a')}\n",
+        f"{END}\n{begin('a')}",
+        f"{begin('a')}\n<!-- bench.lr_sweep: end -->\n",
     ],
 )
-def test_markers_that_do_not_make_one_pair_are_refused(tmp_path, text, complaint):
-    with pytest.raises(UserError, match=complaint):
-        between_markers(text, "a", tmp_path / "README.md")
+def test_markers_that_do_not_make_a_pair_are_refused(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(UserError, match=r"README.md: .* and <!-- bench.report: end --> must stand in pairs"):
+        with_blocks(tmp_path / "README.md", lambda *_: "")
+
+
+def test_a_block_may_stand_in_docs_and_in_two_documents(place):
+    place.write("a.json", {"training": section("training")})
+    results = place.readme.parent / "docs" / "results.md"
+    results.parent.mkdir()
+    results.write_text(empty_readme())
+    place.readme.write_text(f"{begin('training')}\n{END}\n")
+    assert place.run("--tables-only") == 0
+    assert all("| beads |" in document.read_text() for document in (results, place.readme))
+
+
+SWEEP = {
+    "environment": ENVIRONMENT,
+    "command": "python -m bench.lr_sweep --data FOLDER",
+    "rows": [
+        {
+            "setting": "pets b4",
+            "options": {},
+            "curves": [],
+            "center": 0.01,
+            "runs": [{"seed": 0, "val_accuracy": 0.8, "train_accuracy": 0.9, "seconds": 1.0, "diverged": False}],
+            "rates": {"suggestion": 0.01},
+            "suggestions": [0.01],
+            "best_lr": 0.02,
+            "best_accuracy": 0.9,
+            "regret": {"suggestion": {"value": 0.0123, "interval": [0.001, 0.02], "is_bound": False}},
+        }
+    ],
+}
+PLAN = {"base": ["--no-test"], "runs": [{"name": "run-01", "seed": 1, "options": ["--cutout", "0"]}]}
+RECIPE = """# Recipe
+
+before
+<!-- bench.experiment: plan-1 -->
+old
+<!-- bench.experiment: end -->
+between
+<!-- bench.lr_sweep: small.data -->
+<!-- bench.lr_sweep: end -->
+after
+"""
+
+
+@pytest.fixture
+def recipe(place):
+    """docs/recipe.md beside the README, and the results that it shows."""
+    document = place.readme.parent / "docs" / "recipe.md"
+    document.parent.mkdir()
+    document.write_text(RECIPE)
+    place.write("ablations/plan-1.json", PLAN)
+    place.write("lr_sweeps/small.data.json", SWEEP)
+    return document
+
+
+def test_the_recipe_has_tables_of_experiments_and_sweeps(place, recipe):
+    assert place.run("--tables-only") == 0
+    head, experiment, between, sweep, tail = recipe.read_text().split("<!-- ")
+    assert (head, between.split("-->\n")[1], tail.split("-->\n")[1]) == ("# Recipe\n\nbefore\n", "between\n", "after\n")
+    assert "old" not in experiment
+    assert "| run-01 | 1 | `--cutout 0` |" in experiment
+    assert "abacus · torch 2.15.0 · 2 threads · 2026-11-21 · `python -m bench.lr_sweep --data FOLDER`" in sweep
+    assert "| pets b4 | 0.01 | 0.02 | 90.00 % | 1.23 [0.10 .. 2.00] | 1 |" in sweep
+    once = recipe.read_text()
+    place.run("--tables-only")
+    assert recipe.read_text() == once
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("plan-1", "nowhere", "nowhere.json"),
+        ("<!-- bench.experiment: end -->\n", "", "<!-- bench.experiment: end --> must stand in pairs"),
+        ("lr_sweep: end", "experiment: end", "<!-- bench.lr_sweep: end --> must stand in pairs"),
+        ("bench.experiment", "bench.beads", "there is no table <!-- bench.beads: plan-1 -->"),
+    ],
+)
+def test_a_marker_without_its_file_or_its_end_is_an_error_and_changes_nothing(place, recipe, capsys, old, new, named):
+    recipe.write_text(RECIPE.replace(old, new))
+    assert place.run("--tables-only") == 2
+    assert named in capsys.readouterr().err
+    assert recipe.read_text() == RECIPE.replace(old, new)
+
+
+@pytest.mark.parametrize("name", ["ablations/plan-1", "lr_sweeps/small.data"])
+def test_a_file_of_another_benchmark_is_refused(place, recipe, capsys, name):
+    place.write(f"{name}.json", {"environment": ENVIRONMENT, "rows": [{"variant": "beads"}]})
+    assert place.run("--tables-only") == 2
+    assert f"{name}.json" in capsys.readouterr().err
+
+
+def test_the_committed_tables_are_those_of_the_committed_results():
+    for document, text in report.rewritten(report.README, report.RESULTS).items():
+        assert document.read_text() == text
 
 
 @pytest.mark.parametrize("contents", ["{", "[]", '{"command": "c", "summaries": []}', '{"summaries": [{}]}'])
 def test_a_damaged_file_of_runs_is_named(place, capsys, contents):
     place.write("runs/broken.json", contents)
-    assert place.run("--readme-only") == 2
+    assert place.run("--tables-only") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -267,8 +347,8 @@ def test_a_damaged_file_of_runs_is_named(place, capsys, contents):
 
 def test_a_missing_readme_is_named(place, capsys):
     place.readme.unlink()
-    assert place.run("--readme-only") == 2
-    assert "README.md is not there" in capsys.readouterr().err
+    assert place.run("--tables-only") == 2
+    assert "README.md does not exist" in capsys.readouterr().err
 
 
 def test_a_finished_run_can_be_added(place, run):
@@ -307,7 +387,8 @@ def test_an_unfinished_run_is_refused(place, quick, tmp_path, capsys):
         (("--name", "///"), "--name '///'"),
         (("--add-run", "runs/x"), "--add-run needs --name"),
         (("--add-run", "no-such-folder", "--name", "x", "--command", "c"), "no-such-folder is not a run folder"),
-        (("--quick", "--readme-only"), "--readme-only"),
+        (("--quick", "--tables-only"), "--tables-only"),
+        (("--quick",), "--quick prints"),
         (("--device", "abacus"), "abacus"),
         (("--qui",), "--qui"),
     ],
@@ -319,8 +400,3 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(place, calls, capsys, option
     assert error.count("\n") == 1
     assert named in error
     assert not calls
-
-
-def test_a_quick_readme_without_results_of_its_own_is_refused(place, calls, capsys):
-    assert place.run_elsewhere("--device", "cpu", "--quick", "--readme", str(place.readme)) == 2
-    assert "--results" in capsys.readouterr().err

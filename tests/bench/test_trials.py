@@ -21,7 +21,7 @@ def options(quick):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_it_reaches_what_train_reaches_whatever_its_parts_have_trained_before(options, ema, tmp_path, small_network):
+def test_it_reaches_what_train_reaches_with_parts_that_have_trained_before(options, ema, tmp_path, small_network):
     options = options.replace(ema=ema)
     setup = build_setup(options)
     parts = setup.parts(0.5, ema)
@@ -34,19 +34,19 @@ def test_it_reaches_what_train_reaches_whatever_its_parts_have_trained_before(op
     assert not result["diverged"]
 
 
-def test_the_test_images_are_not_looked_at(options, small_network, monkeypatch):
+def test_the_test_images_are_not_used(options, small_network, monkeypatch):
     setup = build_setup(options)
     parts = setup.parts(0.01)
-    looked_at = []
+    used = []
 
     def evaluate(model, loader, *positional, **named):
-        looked_at.append(loader)
+        used.append(loader)
         return original(model, loader, *positional, **named)
 
     original = trials.evaluate
     monkeypatch.setattr(trials, "evaluate", evaluate)
     train_once(setup, parts, options)
-    assert looked_at == [parts.eval_loaders["val"]]
+    assert used == [parts.eval_loaders["val"]]
 
 
 @pytest.mark.parametrize("broken", ["train_epoch", "evaluate"])
