@@ -207,7 +207,7 @@ def preserve_state(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
 
     Covers parameters, buffers, gradients, the training flag of every module, the optimiser's state and groups, and the
     random state of torch (all devices), numpy and Python. All tensors but the gradients keep their identity: compiled
-    code, CUDA graphs and schedulers that hold them go on working.
+    code, CUDA graphs and schedulers that hold them stay valid.
     """
     tensors = [*model.parameters(), *model.buffers()]
     saved_tensors = [tensor.detach().clone() for tensor in tensors]

@@ -257,5 +257,5 @@ def test_without_a_test_the_held_out_images_judge_and_the_test_images_change_not
 
 
 def test_without_a_test_something_has_to_be_held_out(small_network, quick):
-    with pytest.raises(UserError, match="--no-test leaves no images to judge the run; .*--val-split"):
+    with pytest.raises(UserError, match="--no-test leaves nothing to evaluate; .*--val-split"):
         train(quick(test=False), log=silent)
