@@ -18,14 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Optimizer:
-    """AdamW (decoupled weight decay), or Adam without a decay; in one fused kernel where the device has it."""
+    """AdamW (decoupled weight decay), or Adam without a decay; in one fused kernel."""
     device = next(model.parameters()).device
     on_cuda = device.type == "cuda"
     kind, decay = (AdamW, {"weight_decay": weight_decay}) if weight_decay > 0 else (Adam, {})
     return kind(
         model.parameters(),
         lr=torch.tensor(float(lr), device=device) if on_cuda else lr,
-        fused=True if device.type in ("cpu", "cuda") else None,
+        fused=True,
         capturable=on_cuda,
         **decay,
     )
@@ -68,6 +68,11 @@ def create_state(optimizer: Optimizer) -> None:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=step_device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+def steps_done(optimizer: Optimizer) -> int:
+    """How many steps the optimiser has taken. Waits for the device."""
+    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
 
 def empty_state(optimizer: Optimizer) -> None:

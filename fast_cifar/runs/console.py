@@ -16,20 +16,18 @@ def opening_lines(setup: Setup, options: TrainOptions, device_name: str, steps_p
     data = setup.data
     held_out = f", {len(setup.val):,} held out" if setup.val is not None else ""
     tested = "no" if data.test is None else f"{len(data.test):,}"
-    layout = "channels_last" if options.channels_last else "NCHW"
-    compiled = ", compiled" if options.compile else ""
+    layout = "channels_last" if setup.options.channels_last else "NCHW"
+    compiled = ", compiled" if setup.options.compile else ""
     processes = f"{setup.distributed.size} processes, each on " if setup.distributed.size > 1 else ""
     peak = f"at epoch {options.peak_epoch}" if options.peak_epoch else "5/24 of the way"
-    lines = [
+    return [
         f"data      {data.name}: {len(data.train):,} training and {tested} test images{held_out}, "
         f"{len(data.classes)} classes",
         f"machine   {processes}{device_name}, {setup.precision.name}, {layout}{compiled}, torch {torch.__version__}",
         f"recipe    {options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images; one cycle "
         f"{options.lr_min:g} -> {options.lr_max:g} ({peak}) -> {options.lr_min:g}",
+        *setup.notes,
     ]
-    if setup.precision.note:
-        lines.append(setup.precision.note)
-    return lines
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], seconds_left: float) -> str:
