@@ -224,7 +224,7 @@ def eval_loader(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> DeviceLoader:
-    """Batches of `batch_size` images, more on a GPU, in order and not augmented, normalised with the `mean` and `std` of
+    """Batches of `batch_size` images, more on a GPU, in order, not augmented, normalised with `mean` and `std` of
     the training images."""
     return DeviceLoader(
         split.images,
