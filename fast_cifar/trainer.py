@@ -21,7 +21,7 @@ from fast_cifar.custom_resnet import parameter_count
 from fast_cifar.engine import EpochMetrics, Evaluation, Row, fit
 from fast_cifar.lr_curve import RangeTest
 from fast_cifar.lr_finder import sweep, write_range_test
-from fast_cifar.options import RangeTestOptions, TrainOptions
+from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.plots import run_images, style
 from fast_cifar.runs import checkpoint, console
 from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
@@ -109,6 +109,8 @@ def _prepare(
         check_new(new_path(options.out, options.name, options.data))
     setup = build_setup(options, distributed, test=options.test)
     steps, _ = cycle_steps(options, len(setup.data.train) // options.batch_size)
+    if options.lr_from is not None:
+        options = _with_rates_of(options, log)
     if not options.find_lr:
         return setup, options, None
     test = RangeTestOptions()
@@ -124,6 +126,23 @@ def _prepare(
             "(docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
         )
     return setup, options, found
+
+
+def _with_rates_of(options: TrainOptions, log: Log) -> TrainOptions:
+    """The options with LRMIN and LRMAX of the range test in `--lr-from`; warns where its recipe was another one.
+
+    Raises:
+        UserError: there is no range test, or its rates are damaged.
+    """
+    folder = RunFolder.open(Path(options.lr_from))
+    lr_min, lr_max = folder.suggested_rates()
+    config, recipe = folder.config(), options.as_dict()
+    shared = RangeTestOptions.names(resumable=False, recorded=True) - {"seed", "val_split"}
+    for name in sorted(shared & recipe.keys() & config.keys()):
+        if config[name] != recipe[name]:
+            log(f"warning: the range test in {folder.path} had {flag_of(name)} {config[name]}, not {recipe[name]}")
+    log(f"range test of {folder.path}: LRMIN {lr_min:.3g}, LRMAX {lr_max:.3g}")
+    return options.replace(lr_min=lr_min, lr_max=lr_max)
 
 
 @contextmanager
@@ -353,12 +372,17 @@ class Run:
             writer.save(checkpoints)
 
     def _write_summary(self, compile_seconds: float) -> dict[str, Any]:
-        """Plots and images first, then the summary: a run folder with a summary is complete."""
+        """Draws and writes what a finished run has; the summary last: a run folder with a summary is complete."""
         setup, last, evaluation, epochs = self.setup, self.history[-1], self.evaluation, self.state.progress.epoch
         title = f"{setup.data.name}: {evaluation.accuracy:.2%} after {epochs} epochs"
         lrs = [self.options.lr_max * self.multiplier(step) for step in range(epochs * self.steps_per_epoch)]
-        run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
-        run_images.draw_results(self.folder.path, setup, self.history, evaluation, title)
+        try:
+            run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
+            run_images.draw_results(self.folder.path, setup, self.history, evaluation, title)
+        except UserError:
+            raise
+        except Exception as error:  # a broken matplotlib can raise anything, and must not cost the result
+            self.log(f"warning: not every figure could be drawn ({type(error).__name__}: {error})")
         tested = [row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None]
         seconds = sum(row["seconds"] for row in self.history)
         images = sum(row["images_per_second"] * row["seconds"] for row in self.history)
@@ -369,6 +393,8 @@ class Run:
             "train_accuracy": last["train_accuracy"],
             "train_loss": last["train_loss"],
             **({"val_accuracy": last["val_accuracy"]} if setup.val is not None else {}),
+            "tta": self.options.tta,
+            "ema": self.options.ema,
             "epochs": epochs,
             "seed": self.options.seed,
             "seconds": seconds,

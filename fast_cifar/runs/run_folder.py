@@ -136,6 +136,21 @@ class RunFolder:
             raise UserError(f"{path} is damaged: lrs, losses and smoothed are not lists of as many numbers; {remedy}")
         return test
 
+    def suggested_rates(self) -> tuple[float, float]:
+        """(LRMIN, LRMAX) of the range test in this folder.
+
+        Raises:
+            UserError: there is none, or its rates are damaged.
+        """
+        test = self.range_test()
+        if test is None:
+            raise UserError(f"{self.path} holds no range test; run_lrfind.py makes one")
+        suggestion = test.get("suggestion")
+        rates = [suggestion.get(name) for name in ("lr_min", "lr_max")] if isinstance(suggestion, dict) else []
+        if len(rates) != 2 or not all(map(_is_measured, rates)) or not 0 < rates[0] < rates[1]:
+            raise UserError(f"{self / 'lrfind.json'} is damaged: its suggestion is not two rates; measure again")
+        return rates[0], rates[1]
+
     def history(self) -> list[dict[str, Any]]:
         """One dictionary for each finished epoch, in order. A line cut short by a kill ends the history.
 
