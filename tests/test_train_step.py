@@ -13,7 +13,7 @@ from fast_cifar.optimizer import make_optimizer, make_scheduler
 from fast_cifar.schedules import one_cycle
 from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
-from tests.conftest import DEVICES, needs_cuda
+from tests.helpers.devices import DEVICES, needs_cuda
 from tests.helpers.stepping import FP32, batches, network
 
 BF16 = Precision("cpu", torch.bfloat16)
