@@ -24,7 +24,7 @@ def main() -> int:
 
 def script() -> None:
     options = parse(RangeTestOptions, __doc__)
-    # torch takes seconds to import: not before the command line is known to be right.
+    # torch takes seconds to import: only after the command line has been checked.
     from fast_cifar.lr_finder import find_lr
 
     find_lr(options)

@@ -2,14 +2,14 @@
 
     python run_train.py --demo                          # two minutes, no download
     python run_train.py --compile --amp                 # CIFAR-10, 24 epochs
-    python run_train.py --data FOLDER --find-lr --amp   # your own pictures, rates from a range test
+    python run_train.py --data FOLDER --find-lr --amp   # your own images, rates from a range test
     python run_train.py --amp --runs 5                  # five seeds: mean and spread
     torchrun --nproc-per-node=4 run_train.py --amp      # four GPUs, or four processes with --device cpu
-    python run_train.py --resume runs/NAME              # go on with an interrupted run
-    python run_train.py --eval-only runs/NAME/best.pt   # test a checkpoint
+    python run_train.py --resume runs/NAME              # continue an interrupted run
+    python run_train.py --eval-only runs/NAME/last.pt   # test a checkpoint
     python run_train.py --summary                       # the network, layer by layer
 
-Each run fills a folder runs/NAME with its configuration, history, checkpoints and pictures.
+Each run fills a folder runs/NAME with its configuration, history, checkpoints and images.
 """
 
 import sys
@@ -25,7 +25,7 @@ def main() -> int:
 
 def script() -> None:
     options = parse(TrainOptions, __doc__)
-    # torch takes seconds to import: not before the command line is known to be right.
+    # torch takes seconds to import: only after the command line has been checked.
     from fast_cifar.custom_resnet import CustomResNet, model_summary
     from fast_cifar.data.load import count_classes
     from fast_cifar.predict import evaluate_checkpoint

@@ -20,7 +20,15 @@ from fast_cifar.engine import Evaluation, evaluate
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import WeightEMA, empty_state, make_optimizer
 from fast_cifar.options import CommonOptions
-from fast_cifar.system.device import Precision, check_compiler, resolve_device, resolve_precision
+from fast_cifar.system.device import (
+    Precision,
+    check_compiler,
+    evaluation_batch_size,
+    resolve_device,
+    resolve_precision,
+    supports_channels_last,
+    supports_compile,
+)
 from fast_cifar.system.distributed import ALONE, DistributedContext, local_device
 from fast_cifar.system.errors import UserError
 from fast_cifar.train_step import TrainStep
@@ -34,6 +42,7 @@ class Setup:
         data: the splits after `--limit-train`, `--limit-test` and `--val-split`; no test split with `--no-test`.
         val: the images held out of the training split, or None.
         distributed: the processes that train together.
+        notes: a line for the user on each option that this device does not support; `options` have it switched off.
     """
 
     options: CommonOptions
@@ -42,6 +51,7 @@ class Setup:
     data: Dataset
     val: Split | None
     distributed: DistributedContext = ALONE
+    notes: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -177,6 +187,13 @@ def build_setup(options: CommonOptions, distributed: DistributedContext = ALONE,
     """
     device = resolve_device(local_device(options.device))
     precision = resolve_precision(device, options.amp, options.amp_dtype)
+    notes = [precision.note] if precision.note else []
+    if options.channels_last and not supports_channels_last(device):
+        options = options.replace(channels_last=False)
+        notes.append(f"channels_last trains wrongly on {device.type}, so this run uses NCHW")
+    if options.compile and not supports_compile(device):
+        options = options.replace(compile=False)
+        notes.append(f"--compile does not work on {device.type}, so this run is not compiled")
     if options.compile:
         check_compiler()
     if options.batch_size % distributed.size:
@@ -196,7 +213,7 @@ def build_setup(options: CommonOptions, distributed: DistributedContext = ALONE,
     if evaluated < distributed.size:
         raise UserError(f"{distributed.size} processes cannot share {evaluated} images")
     data = dataclasses.replace(data, train=train, test=test_split)
-    return Setup(options, device, precision, data, val, distributed)
+    return Setup(options, device, precision, data, val, distributed, tuple(notes))
 
 
 def eval_loader(
@@ -207,12 +224,12 @@ def eval_loader(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> DeviceLoader:
-    """Batches of at most `batch_size` images, in order, not augmented, normalised with the `mean` and `std` of the
-    training images."""
+    """Batches of `batch_size` images, more on a GPU, in order, not augmented, normalised with `mean` and `std` of
+    the training images."""
     return DeviceLoader(
         split.images,
         split.labels,
-        min(batch_size, len(split)),
+        min(evaluation_batch_size(device, batch_size), len(split)),
         train=False,
         device=device,
         mean=mean,
@@ -227,5 +244,6 @@ def limited(split: Split | None, n: int | None) -> Split | None:
 
 
 def to_device(model: CustomResNet, options: CommonOptions, device: torch.device) -> CustomResNet:
-    """The network on its device, in the memory format that `options` choose."""
-    return model.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+    """The network on its device, in the memory format that `options` choose and the device supports."""
+    channels_last = options.channels_last and supports_channels_last(device)
+    return model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fast_cifar.augment import Draws, check_images, check_options, draw, normalise_and_cut, pad, row_tables
 from fast_cifar.options import CUTOUT, PAD_MODE, PADDING
-from fast_cifar.system.device import prefers_index_select
+from fast_cifar.system.device import compiled, prefers_index_select
 
 CHUNK = 4096  # images handled at a time when the store is built or measured: bounds the memory it takes
 
@@ -104,7 +104,7 @@ class DeviceLoader:
         inner = (slice(self.padding, self.padding + side) for side in self.size)
         self.images = self._store[(0, slice(None), *inner)]
         self.labels = labels.to(device)
-        self._make_batch = torch.compile(_make_batch, dynamic=False) if compile else _make_batch
+        self._make_batch = compiled(_make_batch, self.labels.device) if compile else _make_batch
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -229,8 +229,8 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
         f"range test on {setup.data.name}, {describe_device(setup.device)}, {setup.precision.name}: "
         f"{options.iters} steps of {options.batch_size} images{seeds}, {options.lr_start:g} -> {options.lr_end:g}"
     )
-    if setup.precision.note:
-        log(setup.precision.note)
+    for note in setup.notes:
+        log(note)
     result = sweep(setup, options.seed, options)
     folder = RunFolder.create_new(options.out, options.name, data)
     folder.write_config(options.replace(name=folder.path.name, **setup.resolved_machine()).as_dict())

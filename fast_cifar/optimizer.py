@@ -1,9 +1,8 @@
-"""The optimiser: Adam in one fused kernel, with state that stays where it is.
+"""The optimiser: Adam in one fused kernel, its learning rate, and the exponential moving average of the weights.
 
-A captured CUDA graph and compiled code keep the addresses of what they work on. So the state is made before the first
-step, emptied and loaded in place, and on CUDA the learning rate is a tensor that the schedule writes to.
-
-`WeightEMA` is a running average of a network's weights, which often answers better than the weights themselves.
+A captured CUDA graph and compiled code keep the addresses of the tensors they work on. So the optimiser's state is
+created before the first step, cleared and loaded in place, and on CUDA the learning rate is a tensor that the scheduler
+writes to.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Optimizer:
-    """Adam, or AdamW (decoupled weight decay) where there is a decay; in one fused kernel where the device has it."""
+    """AdamW (decoupled weight decay), or Adam without a decay; in one fused kernel."""
     device = next(model.parameters()).device
     on_cuda = device.type == "cuda"
     kind, decay = (AdamW, {"weight_decay": weight_decay}) if weight_decay > 0 else (Adam, {})
     return kind(
         model.parameters(),
         lr=torch.tensor(float(lr), device=device) if on_cuda else lr,
-        fused=True if device.type in ("cpu", "cuda") else None,
+        fused=True,
         capturable=on_cuda,
         **decay,
     )
 
 
 def make_scheduler(optimizer: Optimizer, lr: float, multiplier: Callable[[int], float]) -> LambdaLR:
-    """Torch's `LambdaLR`: the rate of step k is `lr` times `multiplier(k)`.
+    """Torch's `LambdaLR`: the learning rate of step k is `lr * multiplier(k)`, whatever the optimiser's own rate was.
 
-    With plain numbers as base rates, so that no arithmetic is done on the device where the optimiser's is a tensor.
+    The base rates are plain numbers, so that no arithmetic is done on the device where the optimiser's is a tensor.
     """
     for group in optimizer.param_groups:
         set_rate(group, lr)
@@ -46,7 +45,7 @@ def make_scheduler(optimizer: Optimizer, lr: float, multiplier: Callable[[int], 
 
 
 def set_rate(group: dict[str, Any], lr: float) -> None:
-    """Changes a group's learning rate, in place where it is a tensor."""
+    """Sets the learning rate of a parameter group, in place where it is a tensor."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
@@ -54,13 +53,13 @@ def set_rate(group: dict[str, Any], lr: float) -> None:
 
 
 def is_capturable(optimizer: Optimizer) -> bool:
-    """Whether a CUDA graph of `optimizer.step()` would notice that the learning rate changes and count its steps."""
+    """Whether a CUDA graph of `optimizer.step()` would see a changed learning rate and count its steps."""
     groups = optimizer.param_groups
     return all(group.get("capturable", False) and isinstance(group["lr"], Tensor) for group in groups)
 
 
 def create_state(optimizer: Optimizer) -> None:
-    """Makes the state that Adam would make in its first step, zeros, for each parameter that has none yet."""
+    """Creates the state that Adam would create in its first step, zeros, for each parameter that has none yet."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
@@ -71,8 +70,13 @@ def create_state(optimizer: Optimizer) -> None:
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
 
 
+def steps_done(optimizer: Optimizer) -> int:
+    """How many steps the optimiser has taken. Waits for the device."""
+    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
+
+
 def empty_state(optimizer: Optimizer) -> None:
-    """As before the first step: zeros, in the tensors there are."""
+    """Resets the optimiser's state to zeros, in place."""
     for state in optimizer.state.values():
         for tensor in state.values():
             tensor.zero_()
@@ -81,8 +85,7 @@ def empty_state(optimizer: Optimizer) -> None:
 def load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """Copies a `state_dict()` of the same parameters, from any device, into the tensors of this optimiser.
 
-    `Optimizer.load_state_dict` would put other tensors in their places and bring the flags of the machine that wrote
-    them.
+    `Optimizer.load_state_dict` would replace these tensors, and bring the flags of the machine that wrote the state.
 
     Raises:
         KeyError, RuntimeError, ValueError: it is the state of another network, or damaged.
@@ -98,11 +101,11 @@ def load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 class WeightEMA:
     """Exponential moving average of the weights and of BatchNorm's statistics.
 
-    Each update moves the average by the share 1 - `decay` towards the network: it looks back over about
+    Each update moves the average by 1 - `decay` of the distance towards the weights: it averages over about
     1 / (1 - decay) steps.
 
     Args:
-        model: on its device. Its tensors are to be changed in place and never replaced.
+        model: on its device. Its tensors must be changed in place, never replaced.
         decay: in (0, 1).
 
     Raises:
@@ -117,28 +120,28 @@ class WeightEMA:
             raise ValueError(f"decay is {decay}, outside (0, 1)")
         self._decay = decay
         self._model = model
-        # Only what can be averaged: BatchNorm counts its batches in whole numbers.
+        # BatchNorm also counts its batches, in whole numbers, which are not averaged.
         live = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
         self._names, self._live = list(live), list(live.values())
         self._averaged = [tensor.clone() for tensor in self._live]
 
     @torch.no_grad()
     def update(self) -> None:
-        """To be called after each step of the optimiser."""
+        """Call it after each step of the optimiser."""
         torch._foreach_lerp_(self._averaged, self._live, 1 - self._decay)
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Begins anew from the network as it is now."""
+        """Restarts the average from the present weights."""
         torch._foreach_copy_(self._averaged, self._live)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged network, under the names of the network's own `state_dict()`."""
+        """The averaged weights, under the names of the network's own `state_dict()`."""
         return self._model.state_dict() | dict(zip(self._names, self._averaged, strict=True))
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside, the network has the averaged weights; afterwards its own, bit for bit."""
+        """In the block the network has the averaged weights; afterwards its own again, bit for bit."""
         own = [tensor.clone() for tensor in self._live]
         with torch.no_grad():
             torch._foreach_copy_(self._live, self._averaged)

@@ -314,7 +314,7 @@ class TrainOptions(CommonOptions):
         if self.peak_epoch is not None and self.peak_epoch >= self.epochs:
             raise UserError(f"--peak-epoch {self.peak_epoch} must be below --epochs {self.epochs}")
         if not self.test and self.val_split is None:
-            raise UserError("--no-test leaves no images to judge the run; hold some out with --val-split N")
+            raise UserError("--no-test leaves nothing to evaluate; hold images out with --val-split N")
         if self.demo and self.preset:
             raise UserError(f"--demo and --preset {self.preset} are two recipes; choose one")
         if self.find_lr and {"lr_max", "lr_min"} & self.explicit:
@@ -340,7 +340,7 @@ class TrainOptions(CommonOptions):
         return options.replace(lr_min=lr_min, lr_max=lr_max, peak_epoch=peak_epoch)
 
     def continued(self, saved: Mapping[str, Any]) -> Self:
-        """The options for going on with a run that was started with `saved`, the contents of its `config.json`.
+        """The options for resuming a run that was started with `saved`, the contents of its `config.json`.
 
         Raises:
             UserError: an option of the recipe was given and differs from the run's, or `saved` lacks one.

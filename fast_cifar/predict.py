@@ -1,8 +1,8 @@
-"""Name what is in a picture.
+"""Classify images with the network of a checkpoint.
 
-    python -m fast_cifar.predict runs/NAME/best.pt cat.jpg dog.png
+    python -m fast_cifar.predict runs/NAME/last.pt cat.jpg dog.png
 
-Prints for each image file the five likeliest classes with their softmax probabilities. A picture of another size than
+Prints the five likeliest classes of each image file, with their softmax probabilities. An image of another size than
 the network's is cropped to its central square and scaled.
 """
 
@@ -25,17 +25,19 @@ from fast_cifar.data.load import load_dataset
 from fast_cifar.data.splits import Split
 from fast_cifar.engine import Evaluation, evaluate
 from fast_cifar.options import TrainOptions
-from fast_cifar.runs import checkpoint
+from fast_cifar.runs import checkpoint as checkpoints
 from fast_cifar.system.device import explain_out_of_memory, resolve_device, resolve_precision
 from fast_cifar.system.errors import UserError, run_script
 
 
-def predict(path: str | Path, images: Sequence[str | Path], device: str = "auto") -> tuple[list[str], Tensor]:
-    """What the network of a checkpoint makes of some image files.
+def predict(
+    checkpoint: str | Path, image_files: Sequence[str | Path], device: str = "auto"
+) -> tuple[list[str], Tensor]:
+    """Class probabilities of image files.
 
     Args:
-        path: a checkpoint of a run.
-        images: files of any format that Pillow reads.
+        checkpoint: a checkpoint of a run.
+        image_files: of any format that Pillow reads.
         device: as in `run_train.py --device`.
 
     Returns:
@@ -45,30 +47,30 @@ def predict(path: str | Path, images: Sequence[str | Path], device: str = "auto"
         UserError: the checkpoint, an image or the device cannot be used.
     """
     place = resolve_device(device)
-    contents = checkpoint.load(path)
-    model = network_of(contents, path).to(place)
-    pictures = torch.stack([torch.from_numpy(read_image(image, resize=True)) for image in images])
-    unknown = torch.zeros(len(pictures), dtype=torch.int64)
+    contents = checkpoints.load(checkpoint)
+    model = network_of(contents, checkpoint).to(place)
+    images = torch.stack([torch.from_numpy(read_image(file, resize=True)) for file in image_files])
+    unknown = torch.zeros(len(images), dtype=torch.int64)
     precision = resolve_precision(place, amp=False, amp_dtype="auto")
-    loader = eval_loader(Split(pictures, unknown), 512, place, precision, contents["mean"], contents["std"])
+    loader = eval_loader(Split(images, unknown), 512, place, precision, contents["mean"], contents["std"])
     evaluation = evaluate(model, loader, precision)
     return contents["classes"], probabilities(evaluation.logits).cpu()
 
 
 def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
-    """Tests the checkpoint `options.eval_only`, on the data and in the way of its training where `options` do not
-    name others.
+    """Evaluates the checkpoint `options.eval_only` on the test images, with the data and `--tta` of its training unless
+    `options` set others.
 
     Raises:
-        UserError: the checkpoint, the data or the device cannot be had, or the classes are not the checkpoint's.
+        UserError: the checkpoint, the data or the device cannot be used, or the classes are not the checkpoint's.
     """
     options.check()
     path = options.eval_only
-    contents = checkpoint.load(path)
+    contents = checkpoints.load(path)
     model = network_of(contents, path)
     device = resolve_device(options.device)
     precision = resolve_precision(device, options.amp, options.amp_dtype)
-    # What was not said anew is as it was in training, so that the answer is the one that training gave.
+    # Otherwise the accuracy would not be the one that training reported.
     as_trained = {"data", "resize", "limit_test", "tta"} - options.explicit
     if missing := sorted(as_trained - contents["options"].keys()):
         raise UserError(f"{path} is incomplete: its options have no {', '.join(missing)}")
@@ -94,7 +96,7 @@ def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:
     """
     options = contents["options"]
     model = CustomResNet(len(contents["classes"]), options["dropout"], options["width"])
-    checkpoint.load_weights(model, contents["model"], path)
+    checkpoints.load_weights(model, contents["model"], path)
     return model
 
 
@@ -113,18 +115,18 @@ def script(arguments: Sequence[str] | None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="best.pt or last.pt of a run folder")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="last.pt or best.pt of a run folder")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name for each image (default: 5)")
     options = parser.parse_args(arguments)
     if options.top < 1:
         raise UserError(f"--top {options.top} must be at least 1")
-    classes, answers = predict(options.checkpoint, options.images, options.device)
-    for image, answer in zip(options.images, answers, strict=True):
-        print(image)
-        for share, index in zip(*answer.topk(min(options.top, len(classes))), strict=True):
-            print(f"  {share:7.2%}  {classes[index]}")
+    classes, probabilities_of = predict(options.checkpoint, options.images, options.device)
+    for file, row in zip(options.images, probabilities_of, strict=True):
+        print(file)
+        for probability, index in zip(*row.topk(min(options.top, len(classes))), strict=True):
+            print(f"  {probability:7.2%}  {classes[index]}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from fast_cifar.plots import style, training
 from fast_cifar.plots.grids import plain
 from fast_cifar.runs.run_folder import RunFolder
 from fast_cifar.system.errors import UserError, run_script
-from fast_cifar.system.files import atomic_write
+from fast_cifar.system.files import atomic_write, is_number
 
 NAME = "report.html"
 UNKNOWN = "–"
@@ -526,11 +526,6 @@ def text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(text, value)) if isinstance(value, list) else str(value)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e100
 
 
 if __name__ == "__main__":

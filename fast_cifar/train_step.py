@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fast_cifar.optimizer import WeightEMA, create_state, is_capturable
+from fast_cifar.optimizer import WeightEMA, create_state, is_capturable, steps_done
 from fast_cifar.system.device import (
     Precision,
     capture_graph,
+    compiled,
     random_state,
     set_random_state,
     side_stream,
@@ -84,7 +85,7 @@ class TrainStep:
             loss = criterion(logits.float(), labels)
             return loss, (logits.detach().argmax(dim=1) == labels).sum()
 
-        self._forward = torch.compile(forward, dynamic=False) if compile else forward
+        self._forward = compiled(forward, self._device) if compile else forward
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
         """Trains on one batch, which is moved to the model's device where it is elsewhere.
@@ -150,7 +151,8 @@ class TrainStep:
         inputs, labels = self._placed(inputs, labels)
         with preserve_state(self.model, self.optimizer):
             self.model.train()
-            with side_stream(self._device):
+            # Only a capture needs a stream of its own, which keeps a second pool of activations.
+            with side_stream(self._device) if self._wants_graph else nullcontext():
                 for _ in range(3 if self._wants_graph else 2):
                     self._update(inputs, labels)
             if self._wants_graph:
@@ -168,9 +170,16 @@ class TrainStep:
             self.note = "--compile: this optimiser cannot be captured, so there is no CUDA graph"
         else:
             try:
-                self._graph = _StepGraph(self._update, inputs, labels)
+                graph = _StepGraph(self._update, inputs, labels)
             except RuntimeError as error:
                 self.note = f"--compile: there is no CUDA graph, which is slower ({str(error).splitlines()[0]})"
+                return
+            steps = steps_done(self.optimizer)
+            graph.replay(inputs, labels)
+            if steps_done(self.optimizer) == steps + 1:
+                self._graph = graph
+            else:
+                self.note = "--compile: the captured CUDA graph does not train, so the step runs without it, slower"
 
 
 class _StepGraph:
@@ -189,7 +198,7 @@ class _StepGraph:
         def work() -> None:
             self._results = update(self._inputs, self._labels)
 
-        self._run = capture_graph(work)
+        self._run = capture_graph(work, inputs.device)
 
     def fits(self, inputs: Tensor) -> bool:
         return inputs.shape == self._inputs.shape
@@ -207,7 +216,7 @@ def preserve_state(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
 
     Covers parameters, buffers, gradients, the training flag of every module, the optimiser's state and groups, and the
     random state of torch (all devices), numpy and Python. All tensors but the gradients keep their identity: compiled
-    code, CUDA graphs and schedulers that hold them go on working.
+    code, CUDA graphs and schedulers that hold them stay valid.
     """
     tensors = [*model.parameters(), *model.buffers()]
     saved_tensors = [tensor.detach().clone() for tensor in tensors]

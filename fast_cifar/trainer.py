@@ -40,6 +40,7 @@ from fast_cifar.system.distributed import ALONE, DistributedContext, process_gro
 from fast_cifar.system.errors import UserError
 from fast_cifar.system.signals import Stopped, StopRequest, stop_on_signal
 
+STOP_CHECK_STEPS = 20  # steps between two agreements of several processes on whether to stop, which the host waits for
 Log = Callable[[str], None]
 OnEpoch = Callable[[Row], None]
 
@@ -142,7 +143,6 @@ def _train_seeds(
     setup: Setup, options: TrainOptions, folder: RunFolder, on_epoch: OnEpoch | None, log: Log
 ) -> dict[str, Any]:
     """One run, or with `--runs` several, each in a folder of its own; the step is compiled once for all."""
-    reset_peak_memory(setup.device)
     try:
         with explain_out_of_memory(options.batch_size):
             training = setup.training_state(options.lr_max, options.ema)
@@ -218,7 +218,8 @@ class Run:
     def __init__(self, run: RunSpec, on_epoch: OnEpoch | None) -> None:
         self.training, self.options, self.folder, self.log = run.training, run.options, run.folder, run.log
         self.setup, self.distributed = run.setup, run.setup.distributed
-        total, peak = cycle_steps(run.options, len(run.training.loader))
+        self.steps_per_epoch = len(run.training.loader)
+        total, peak = cycle_steps(run.options, self.steps_per_epoch)
         self.multiplier = one_cycle(total, peak, run.options.lr_min, run.options.lr_max)
         self.state = RunState(run, self.multiplier)
         self.stop = StopRequest(self.distributed.any_rank)
@@ -232,7 +233,7 @@ class Run:
         self.state.restore()
         history = self.folder.cut_history(progress.epoch) if self.distributed.is_main else []
         self.history = self.distributed.broadcast(history)
-        for line in console.opening_lines(setup, options, describe_device(setup.device), len(training.loader)):
+        for line in console.opening_lines(setup, options, describe_device(setup.device), self.steps_per_epoch):
             self.log(line)
         if not style.matplotlib_available():
             self.log(style.NO_MATPLOTLIB)
@@ -287,6 +288,7 @@ class Run:
         step.warm_up(*next(iter(self.training.loader)))
         if step.note:
             self.log(step.note)
+        reset_peak_memory(self.setup.device)  # cuDNN's search for algorithms takes more than training does
         return time.perf_counter() - started
 
     def _seed_dropout(self) -> None:
@@ -309,9 +311,10 @@ class Run:
         return evaluation
 
     def _after_step(self, writer: checkpoint.Writer, metrics: EpochMetrics) -> None:
-        self.stop.check()
+        if self.distributed.size == 1 or metrics.steps % STOP_CHECK_STEPS == 0 or metrics.steps == self.steps_per_epoch:
+            self.stop.check()
         every = self.options.checkpoint_steps
-        if every and metrics.steps % every == 0 and metrics.steps < len(self.training.loader):
+        if every and metrics.steps % every == 0 and metrics.steps < self.steps_per_epoch:
             with metrics.clock_stopped():
                 self._check_finite(self.state.progress.epoch + 1, [metrics.over_all_processes().loss])
                 self._save(writer, self.state.last_checkpoint())
@@ -353,7 +356,7 @@ class Run:
         """Plots and images first, then the summary: a run folder with a summary is complete."""
         setup, last, evaluation, epochs = self.setup, self.history[-1], self.evaluation, self.state.progress.epoch
         title = f"{setup.data.name}: {evaluation.accuracy:.2%} after {epochs} epochs"
-        lrs = [self.options.lr_max * self.multiplier(step) for step in range(epochs * len(self.training.loader))]
+        lrs = [self.options.lr_max * self.multiplier(step) for step in range(epochs * self.steps_per_epoch)]
         run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
         run_images.draw_results(self.folder.path, setup, self.history, evaluation, title)
         tested = [row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None]

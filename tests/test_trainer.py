@@ -141,7 +141,7 @@ def test_with_no_test_validation_judges_and_nothing_else_changes(options, tmp_pa
 
 
 def test_no_test_without_a_held_out_split_is_refused(options):
-    with pytest.raises(UserError, match="--no-test leaves no images to judge the run; .*--val-split"):
+    with pytest.raises(UserError, match="--no-test leaves nothing to evaluate; .*--val-split"):
         train(options(test=False), log=silent)
 
 

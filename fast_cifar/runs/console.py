@@ -1,4 +1,4 @@
-"""What a run says on the screen: accuracies as percentages, times as people read them."""
+"""The lines a run prints: accuracies as percentages, times in hours, minutes and seconds."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from fast_cifar.options import TrainOptions
 
 
 def opening_lines(setup: Setup, options: TrainOptions, device_name: str, steps_per_epoch: int) -> list[str]:
-    """What will be done, on what and with what."""
+    """Data, machine and recipe of a run."""
     data = setup.data
     held_out = f", {len(setup.val):,} held out" if setup.val is not None else ""
     tested = "no" if data.test is None else f"{len(data.test):,}"
-    layout = "channels_last" if options.channels_last else "NCHW"
-    compiled = ", compiled" if options.compile else ""
+    layout = "channels_last" if setup.options.channels_last else "NCHW"
+    compiled = ", compiled" if setup.options.compile else ""
     processes = f"{setup.distributed.size} processes, each on " if setup.distributed.size > 1 else ""
     peak = f"at epoch {options.peak_epoch}" if options.peak_epoch else "5/24 of the way"
-    lines = [
+    return [
         f"data      {data.name}: {len(data.train):,} training and {tested} test images{held_out}, "
         f"{len(data.classes)} classes",
         f"machine   {processes}{device_name}, {setup.precision.name}, {layout}{compiled}, torch {torch.__version__}",
         f"recipe    {options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images; one cycle "
         f"{options.lr_min:g} -> {options.lr_max:g} ({peak}) -> {options.lr_min:g}",
+        *setup.notes,
     ]
-    if setup.precision.note:
-        lines.append(setup.precision.note)
-    return lines
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], seconds_left: float) -> str:
-    """One epoch: LR, loss and accuracy of each split, the gap between training and test, throughput, and time left.
+    """One epoch: LR, loss and accuracy of each split, training minus test accuracy, throughput, and time left.
 
     Args:
         row: what `metrics.jsonl` holds.
@@ -51,16 +49,18 @@ def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], s
             correct = round(accuracy * count)
             parts.append(f"{split} {row[f'{split}_loss']:.4f} {correct}/{count} ({accuracy:.2%})")
     if row["test_accuracy"] is not None:
-        parts.append(f"gap {100 * (row['train_accuracy'] - row['test_accuracy']):+.2f}")
+        parts.append(f"gap {100 * (row['train_accuracy'] - row['test_accuracy']):+.2f} pp")
     parts += [f"{row['images_per_second']:,.0f} images/sec", f"{row['seconds']:.1f} s", f"{clock(seconds_left)} left"]
     return " | ".join(parts)
 
 
 def epoch_glance(row: Mapping[str, Any]) -> str:
     """One epoch in a few words, for the end of a progress bar."""
-    judged = [(split, row.get(f"{split}_accuracy")) for split in ("val", "test")]
-    told = "".join(f", {split} {accuracy:.2%}" for split, accuracy in judged if accuracy is not None)
-    return f"loss {row['train_loss']:.4f}, train {row['train_accuracy']:.2%}{told}"
+    text = f"loss {row['train_loss']:.4f}, train {row['train_accuracy']:.2%}"
+    for split in ("val", "test"):
+        accuracy = row.get(f"{split}_accuracy")
+        text += "" if accuracy is None else f", {split} {accuracy:.2%}"
+    return text
 
 
 def headline(summary: Mapping[str, Any]) -> str:

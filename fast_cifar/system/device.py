@@ -12,15 +12,23 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from fast_cifar.system.errors import UserError
 
-# In the message of a RuntimeError: torch has an exception of its own for this only on CUDA.
-OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+T = TypeVar("T")
+# In the message of a RuntimeError, where torch does not raise its OutOfMemoryError.
+OUT_OF_MEMORY_MESSAGES = (
+    "can't allocate memory",
+    "not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,13 @@ class Precision:
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
+    A GPU becomes torch's current device: graphs are captured there, and memory statistics need CUDA to be initialised.
+
     Raises:
         UserError: there is no such kind of device, or this machine has none.
     """
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if _is_present(torch.device(kind))))
+        name = next(kind for kind in ("cuda", "mps", "cpu") if _is_present(torch.device(kind)))
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -74,6 +84,8 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(
             f"this machine has no device {name!r} that torch {torch.__version__} can use; try --device auto"
         )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
@@ -137,6 +149,27 @@ def _compiler() -> str:
     return os.environ.get("CXX", {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++"))
 
 
+def supports_channels_last(device: torch.device) -> bool:
+    """Whether networks train correctly in channels_last: on MPS, BatchNorm's gradients are wrong (pytorch #175189)."""
+    return device.type != "mps"
+
+
+def supports_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` can compile a training step: on MPS, the backward pass of a ResNet fails (pytorch
+    #161905)."""
+    return device.type != "mps"
+
+
+def compiled(function: Callable[..., T], device: torch.device) -> Callable[..., T]:
+    """`function` compiled for inputs of one shape, or as it is where the device does not support that."""
+    return torch.compile(function, dynamic=False) if supports_compile(device) else function
+
+
+def evaluation_batch_size(device: torch.device, batch_size: int) -> int:
+    """Images per batch in evaluation: a GPU is not busy with a training batch that needs no backward pass."""
+    return max(batch_size, 2500) if device.type == "cuda" else batch_size
+
+
 def prefers_index_select(device: torch.device) -> bool:
     """Whether windows of an image should be copied with `index_select` instead of advanced indexing.
 
@@ -188,8 +221,8 @@ def side_stream(device: torch.device) -> Iterator[None]:
     outside.wait_stream(stream)
 
 
-def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """Captures the kernels that `work` launches as a CUDA graph, without running them.
+def capture_graph(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Captures the kernels that `work` launches on a CUDA device as a graph, without running them.
 
     The graph keeps the addresses of all tensors that `work` reads and writes, and owns those that it allocates.
 
@@ -200,7 +233,7 @@ def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
         RuntimeError: `work` does something that cannot be captured, such as waiting for the device.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):  # the default stream is the current device's
         work()
     return graph.replay
 
@@ -292,6 +325,7 @@ def seeded_run(seed: int, device: torch.device, *, deterministic: bool) -> Itera
 def reset_peak_memory(device: torch.device) -> None:
     """Restarts the measurement of `peak_memory` on CUDA; on a CPU, a process has one peak for its whole life."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -120,7 +120,6 @@ def local_device(name: str) -> str:
             f"{processes} processes for {torch.cuda.device_count()} GPUs; "
             f"torchrun --nproc-per-node={torch.cuda.device_count()}"
         )
-    torch.cuda.set_device(index)
     return f"cuda:{index}"
 
 

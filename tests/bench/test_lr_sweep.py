@@ -44,7 +44,7 @@ class Sweep:
         smoothed = smooth(curve)
         return RangeTest(LRS, curve, smoothed.tolist(), suggest(LRS, smoothed))
 
-    def train_once(self, setup, parts, options):
+    def train_once(self, training, options):
         if len(self.trainings()) == self.broken_after:
             raise KeyboardInterrupt
         self.calls.append(("training", options.seed, options.lr_max, options.lr_min))

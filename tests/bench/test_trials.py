@@ -7,9 +7,8 @@ import math
 
 import pytest
 
-from bench import trials
 from bench.trials import train_once
-from fast_cifar import train
+from fast_cifar import build, engine, train
 from fast_cifar.build import build_setup
 from fast_cifar.runs.run_folder import RunFolder
 from tests.helpers.runs import silent
@@ -21,12 +20,11 @@ def options(quick):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_it_reaches_what_train_reaches_with_parts_that_have_trained_before(options, ema, tmp_path, small_network):
+def test_it_reaches_what_train_reaches_after_an_earlier_training(options, ema, tmp_path, small_network):
     options = options.replace(ema=ema)
-    setup = build_setup(options)
-    parts = setup.parts(0.5, ema)
-    train_once(setup, parts, options.replace(seed=1, lr_max=0.3))
-    result = train_once(setup, parts, options)
+    training = build_setup(options, test=False).training_state(0.5, ema)
+    train_once(training, options.replace(seed=1, lr_max=0.3))
+    result = train_once(training, options)
     summary = train(options.replace(out=str(tmp_path), name="a"), log=silent)
     assert result["val_accuracy"] == summary["val_accuracy"]
     assert result["train_accuracy"] == summary["train_accuracy"]
@@ -34,24 +32,9 @@ def test_it_reaches_what_train_reaches_with_parts_that_have_trained_before(optio
     assert not result["diverged"]
 
 
-def test_the_test_images_are_not_used(options, small_network, monkeypatch):
-    setup = build_setup(options)
-    parts = setup.parts(0.01)
-    used = []
-
-    def evaluate(model, loader, *positional, **named):
-        used.append(loader)
-        return original(model, loader, *positional, **named)
-
-    original = trials.evaluate
-    monkeypatch.setattr(trials, "evaluate", evaluate)
-    train_once(setup, parts, options)
-    assert used == [parts.eval_loaders["val"]]
-
-
-@pytest.mark.parametrize("broken", ["train_epoch", "evaluate"])
-def test_a_training_that_diverges_counts_as_a_blind_guess(options, small_network, monkeypatch, broken):
-    original = getattr(trials, broken)
+@pytest.mark.parametrize(("module", "broken"), [(engine, "train_epoch"), (build, "evaluate")])
+def test_a_training_that_diverges_counts_as_a_blind_guess(options, small_network, monkeypatch, module, broken):
+    original = getattr(module, broken)
 
     def diverged(*positional, **named):
         result = original(*positional, **named)
@@ -60,8 +43,7 @@ def test_a_training_that_diverges_counts_as_a_blind_guess(options, small_network
             return result
         return dataclasses.replace(result, loss=math.inf)
 
-    monkeypatch.setattr(trials, broken, diverged)
-    setup = build_setup(options)
-    result = train_once(setup, setup.parts(0.01), options)
+    monkeypatch.setattr(module, broken, diverged)
+    result = train_once(build_setup(options, test=False).training_state(0.01), options)
     assert result["diverged"]
     assert (result["val_accuracy"], result["train_accuracy"]) == (0.5, 0.5)  # of two classes
