@@ -1,19 +1,22 @@
-"""The network is the one that the assignment describes."""
+"""The network is the one that the assignment describes; the figures of its summary against torch and by hand."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from fast_cifar.custom_resnet import CustomResNet, MaxPool2, parameter_count, probabilities
+from fast_cifar.custom_resnet import CustomResNet, MaxPool2, layer_rows, model_summary, parameter_count, probabilities
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
+from tests.helpers.images import seeded
+from tests.helpers.networks import flat
 
 
 @pytest.fixture
 def images():
-    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return torch.randn(4, 3, 32, 32, generator=seeded(0))
 
 
 @pytest.fixture
@@ -22,12 +25,9 @@ def model():
     return CustomResNet().eval()
 
 
-def test_it_has_6573120_parameters_at_10_classes(model):
-    assert parameter_count(model) == 6_573_120
-
-
-def test_100_classes_cost_only_the_wider_last_layer():
-    assert parameter_count(CustomResNet(100)) == 6_573_120 + 90 * 512
+@pytest.mark.parametrize(("classes", "parameters"), [(10, 6_573_120), (100, 6_573_120 + 90 * 512)])
+def test_it_has_6573120_parameters_at_10_classes_and_512_more_for_each_other(classes, parameters):
+    assert parameter_count(CustomResNet(classes)) == parameters
 
 
 @pytest.mark.parametrize("width", [1, 16, 96])
@@ -38,22 +38,8 @@ def test_the_parameters_grow_with_the_square_of_the_width(width):
     assert parameter_count(CustomResNet(width=width)) == convolutions + norms + 10 * 8 * width
 
 
-def test_no_convolution_and_no_linear_layer_has_a_bias(model):
-    assert all(m.bias is None for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-
-
-def test_the_output_is_one_logit_a_class(model, images):
-    assert model(images).shape == (4, 10)
-    assert CustomResNet(7)(images).shape == (4, 7)
-
-
-def test_the_output_is_not_a_softmax(model, images):
-    sums = model(images).sum(dim=1)
-    assert not torch.allclose(sums, torch.ones(4), atol=1e-2)
-
-
-def test_forward_equals_the_description_written_with_functions(model, images):
-    """The oracle: the assignment's text, line by line, on the same weights."""
+def test_forward_equals_the_description_written_with_functions_and_returns_logits(model, images):
+    """The oracle: the assignment's text, line by line, on the same weights, without a bias."""
     weights = iter([m for m in model.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)])
 
     def conv_bn_relu(x, pool=False):
@@ -73,17 +59,11 @@ def test_forward_equals_the_description_written_with_functions(model, images):
     torch.testing.assert_close(model(images), logits)
 
 
-def test_dropout_changes_nothing_when_predicting(images):
-    torch.manual_seed(0)
-    plain = CustomResNet().eval()
+def test_dropout_zeroes_features_in_training_and_changes_no_prediction(model, images):
     dropped = CustomResNet(dropout=0.5).eval()
-    dropped.load_state_dict(plain.state_dict())
-    assert torch.equal(plain(images), dropped(images))
-
-
-def test_dropout_zeroes_features_when_training(images):
-    model = CustomResNet(dropout=0.5).train()
-    features = model.head[:3](torch.ones(64, 512, 4, 4))
+    dropped.load_state_dict(model.state_dict())
+    assert torch.equal(model(images), dropped(images))
+    features = dropped.train().head[:3](torch.ones(64, 512, 4, 4))
     assert (features == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
@@ -105,8 +85,8 @@ def test_probabilities_are_the_softmax_in_float32():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 6), (7, 5)])
-def test_the_form_of_pooling_that_is_compiled_has_the_same_values_and_gradients(monkeypatch, size):
-    generator = torch.Generator().manual_seed(0)
+def test_the_compiled_form_of_pooling_has_the_same_values_and_gradients(monkeypatch, size):
+    generator = seeded(0)
     images = torch.randn(3, 4, *size, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
     weights = torch.randn(3, 4, size[0] // 2, size[1] // 2, generator=generator)
     results = []
@@ -129,8 +109,7 @@ def test_equal_pixels_share_the_gradient_of_a_compiled_pooling(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_step_of_the_whole_network_has_the_losses_of_the_eager_one(dtype):
     losses = {}
-    generator = torch.Generator().manual_seed(0)
-    inputs, labels = torch.randn(32, 3, 32, 32, generator=generator), torch.arange(32) % 10
+    inputs, labels = torch.randn(32, 3, 32, 32, generator=seeded(0)), torch.arange(32) % 10
     for compile in (False, True):
         torch.manual_seed(0)
         model = CustomResNet().to(memory_format=torch.channels_last).train()
@@ -138,3 +117,37 @@ def test_a_compiled_step_of_the_whole_network_has_the_losses_of_the_eager_one(dt
         losses[compile] = [step(inputs, labels)[0].item() for _ in range(4)]
     assert losses[True] == pytest.approx(losses[False], abs=1e-3 if dtype == torch.float32 else 3e-2)
     assert losses[True][-1] < losses[True][0]
+
+
+def test_multiply_adds_and_parameters_add_up_to_torchs_counts(model):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32))
+    rows = layer_rows(model, (3, 32, 32))
+    assert sum(row.multiply_adds for row in rows) == counter.get_total_flops() // 2
+    assert sum(row.parameters for row in rows) == parameter_count(model)
+
+
+def test_the_receptive_field_equals_the_pixels_that_change_one_output():
+    model = nn.Sequential(
+        nn.Conv2d(1, 1, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(1, 1, 3, padding=1), nn.MaxPool2d(2)
+    )
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.ones_(layer.weight)
+    averaging = nn.Sequential(*(nn.AvgPool2d(2) if isinstance(m, nn.MaxPool2d) else m for m in model))
+    image = torch.randn(1, 1, 32, 32, requires_grad=True)
+    averaging(image)[0, 0, 4, 4].backward()
+    rows = image.grad[0, 0].abs().sum(dim=1).nonzero().flatten()
+    assert layer_rows(model, (1, 32, 32))[-1].receptive_field == int(rows[-1] - rows[0]) + 1
+
+
+def test_the_summary_names_every_total_and_leaves_the_model_as_it_was():
+    model = CustomResNet().train()
+    model.prep.requires_grad_(False)
+    before = flat(model.state_dict())
+    text = model_summary(model)
+    for total in ("379,261,952", "6,573,120", "6,571,264", "1,856", "25.07 MB"):  # with those trainable, and those not
+        assert total in text
+    assert model.training
+    assert flat(model.state_dict()) == before
+    assert not any(module._forward_hooks for module in model.modules())

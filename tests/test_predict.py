@@ -1,26 +1,45 @@
-"""Naming what is in a picture, from the command line and from Python."""
+"""Predictions of a checkpoint: for single images, from the command line and from Python, and for the whole test set."""
 
 import pytest
 import torch
 from PIL import Image
 
-from fast_cifar import predict
+from fast_cifar import TrainOptions, predict
 from fast_cifar.custom_resnet import CustomResNet
+from fast_cifar.predict import evaluate_checkpoint
+from fast_cifar.runs import checkpoint
+from fast_cifar.system.errors import UserError
 from fast_cifar.trainer import train
+from tests.helpers.networks import use_small_network
+from tests.helpers.runs import silent
+
+RED, GREEN = (180, 50, 50), (50, 180, 50)  # cats are red and dogs are green
+
+
+@pytest.fixture(scope="module")
+def trained(quick, tmp_path_factory):
+    """The options of a run of the small network that has learned its two classes, and its summary."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_network(patch)
+        options = quick(out=str(tmp_path_factory.mktemp("runs")), name="a", epochs=6, lr_max=0.05)
+        yield options, train(options, log=silent)
 
 
 @pytest.fixture
-def trained(small_network, quick, tmp_path):
-    train(quick(out=str(tmp_path), name="a", epochs=6, lr_max=0.05), log=lambda line: None)
-    return tmp_path / "a/best.pt"
+def best(trained):
+    return f"{trained[0].out}/a/best.pt"
 
 
-def test_the_network_has_the_width_it_was_trained_with():
-    torch.manual_seed(0)
-    model = CustomResNet(width=8)
-    contents = {"classes": ["a"] * 10, "options": {"dropout": 0.0, "width": 8}, "model": model.state_dict()}
-    rebuilt = predict.network_of(contents, "x.pt")
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), rebuilt.parameters(), strict=True))
+@pytest.fixture
+def edited(trained, tmp_path):
+    """`edited(classes=...)`: a copy of last.pt with other contents."""
+
+    def save(**changes):
+        path = tmp_path / "last.pt"
+        checkpoint.save(path, checkpoint.load(f"{trained[0].out}/a/last.pt") | changes)
+        return path
+
+    return save
 
 
 def colour(path, rgb, size=(32, 32)):
@@ -28,27 +47,34 @@ def colour(path, rgb, size=(32, 32)):
     return str(path)
 
 
-def test_probabilities_sum_to_one_and_the_likeliest_is_right(trained, tmp_path):
-    red, green = colour(tmp_path / "red.png", (180, 50, 50)), colour(tmp_path / "green.png", (50, 180, 50))
-    classes, answers = predict.predict(trained, [red, green], "cpu")
-    torch.testing.assert_close(answers.sum(dim=1), torch.ones(2))
-    assert [classes[i] for i in answers.argmax(dim=1)] == ["cat", "dog"]  # cats are red and dogs are green
+def test_probabilities_sum_to_one_and_the_likeliest_class_is_right(best, tmp_path):
+    red, green = colour(tmp_path / "red.png", RED), colour(tmp_path / "green.png", GREEN)
+    classes, probabilities = predict.predict(best, [red, green], "cpu")
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(2))
+    assert [classes[i] for i in probabilities.argmax(dim=1)] == ["cat", "dog"]
 
 
-def test_an_image_of_any_size_and_kind_is_taken(trained, tmp_path):
-    large = colour(tmp_path / "large.jpg", (180, 50, 50), (300, 200))
+def test_an_image_of_any_size_and_kind_is_accepted(best, tmp_path):
+    large = colour(tmp_path / "large.jpg", RED, (300, 200))
     Image.new("L", (10, 50), 90).save(tmp_path / "grey.gif")
-    assert predict.predict(trained, [large, tmp_path / "grey.gif"], "cpu")[1].shape == (2, 2)
+    assert predict.predict(best, [large, tmp_path / "grey.gif"], "cpu")[1].shape == (2, 2)
 
 
-def test_the_command_prints_the_classes_in_order(trained, tmp_path, capsys):
-    red = colour(tmp_path / "red.png", (180, 50, 50))
-    assert predict.main([str(trained), red, "--device", "cpu"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == red
-    assert lines[1].endswith("cat")
-    assert lines[2].endswith("dog")
-    shares = [float(line.split("%")[0]) for line in lines[1:]]
+def test_the_network_has_the_width_it_was_trained_with(monkeypatch):
+    monkeypatch.setattr(predict, "CustomResNet", CustomResNet)
+    model = CustomResNet(width=8)
+    contents = {"classes": ["a"] * 10, "options": {"dropout": 0.0, "width": 8}, "model": model.state_dict()}
+    rebuilt = predict.network_of(contents, "x.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), rebuilt.parameters(), strict=True))
+
+
+def test_the_command_prints_the_classes_in_order(best, tmp_path, capsys):
+    red = colour(tmp_path / "red.png", RED)
+    assert predict.main([best, red, "--device", "cpu"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == red
+    assert [line.split()[-1] for line in lines] == ["cat", "dog"]
+    shares = [float(line.split("%")[0]) for line in lines]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(100, abs=0.05)
 
@@ -66,10 +92,10 @@ def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image"])
-def test_an_image_that_cannot_be_read_is_named(trained, tmp_path, capsys, content):
+def test_an_image_that_cannot_be_read_is_named(best, tmp_path, capsys, content):
     if content is not None:
         (tmp_path / "x.png").write_bytes(content)
-    assert predict.main([str(trained), str(tmp_path / "x.png")]) == 2
+    assert predict.main([best, str(tmp_path / "x.png")]) == 2
     assert "x.png" in one_error_line(capsys)
 
 
@@ -77,3 +103,34 @@ def test_an_image_that_cannot_be_read_is_named(trained, tmp_path, capsys, conten
 def test_a_wrong_command_line_is_one_line(arguments, capsys):
     assert predict.main(arguments) == 2
     one_error_line(capsys)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_evaluating_a_checkpoint_finds_what_training_found(options, quick, folder, ema):
+    one = options(ema=ema)
+    summary = train(one, log=silent)
+    assert ("weights" in checkpoint.load(folder / "last.pt")) == (ema > 0)
+    assert "weights" not in checkpoint.load(folder / "best.pt")
+    for data in (one.data, "cifar10"):  # the default stands for the data that it was trained on
+        result = evaluate_checkpoint(quick(data=data, eval_only=str(folder / "last.pt")))
+        assert result.accuracy == summary["test_accuracy"]
+        assert result.loss == pytest.approx(summary["test_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [({"data": 7}, "--data 7 .* type"), (None, r"last\.pt is incomplete: .* no data, ")],
+)
+def test_a_checkpoint_that_does_not_say_how_it_was_tested_is_refused(trained, edited, changed, error):
+    path = edited(options=trained[0].resolved().as_dict() | changed if changed else {"dropout": 0.0})
+    with pytest.raises(UserError, match=error):
+        evaluate_checkpoint(TrainOptions(eval_only=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("classes", "error"), [(["bird", "fish"], "bird, fish.*cat, dog"), (["a\nb", "c"], "a b, c.*cat, dog")]
+)
+def test_a_checkpoint_of_other_classes_is_refused_in_one_line(edited, quick, classes, error):
+    with pytest.raises(UserError, match=error) as caught:
+        evaluate_checkpoint(quick(eval_only=str(edited(classes=classes))))
+    assert len(str(caught.value).splitlines()) == 1

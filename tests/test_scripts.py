@@ -12,7 +12,7 @@ import pytest
 
 import run_lrfind
 import run_train
-from tests.conftest import write_class_folder
+from tests.helpers.images import write_class_folder
 
 ROOT = Path(__file__).parent.parent
 

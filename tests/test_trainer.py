@@ -1,138 +1,200 @@
-"""What `train` does around a run: it refuses, resumes, repeats with other seeds, and leaves no trace."""
+"""One run: what it writes, what each option changes, and what a failure leaves behind."""
 
 import itertools
-import json
 
 import pytest
 import torch
+from PIL import Image
 
-from fast_cifar import TrainOptions, engine, train, trainer
+from fast_cifar import TrainOptions, build, engine, train, trainer
+from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
-from tests.conftest import interrupted_after, rows, silent
+from fast_cifar.train_step import TrainStep
+from fast_cifar.trainer import cycle_steps
+from tests.helpers.runs import diverging_after, read_json, rows, rows_without_times, silent
+
+FILES = ["config.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt"]
+IMAGES = ["samples.png", "augmented.png", "schedule.png", "curves.png", "confusion.png", "misclassified.png"]
+
+
+def test_the_run_folder_holds_what_is_promised(run):
+    assert {path.name for path in run[0].iterdir()} == {*FILES, *IMAGES}
+    for name in IMAGES:
+        with Image.open(run[0] / name) as image:
+            assert image.width > 200
+            image.load()
 
 
 def test_the_configuration_is_resolved(run):
-    config = json.loads((run[0] / "config.json").read_text())
-    assert config["peak_epoch"] == 1
+    config = read_json(run[0] / "config.json")
+    assert (config["peak_epoch"], config["device"], config["name"]) == (1, "cpu", "a")
     assert config["lr_min"] == pytest.approx(1e-5)
-    assert config["device"] == "cpu"
-    assert config["name"] == "a"
 
 
-def test_a_finished_run_says_so_and_trains_no_more(run, monkeypatch):
-    monkeypatch.setattr(trainer, "fit", None)
-    lines = []
-    assert train(TrainOptions(resume=str(run[0])), log=lines.append) == run[1]
-    assert "is finished" in lines[0]
+def test_the_summary_is_returned_and_written(run):
+    folder, summary, _ = run
+    assert read_json(folder / "summary.json") == summary
+    promised = "best_test_accuracy seconds images_per_second compile_seconds dataset device torch parameters"
+    assert set(promised.split()) <= summary.keys()
+    assert summary["train_accuracy"] > 0.7  # the classes differ in colour
+    assert 0 <= summary["test_accuracy"] <= summary["best_test_accuracy"] <= 1
+    assert summary["peak_memory_bytes"] > 10**7
 
 
-def test_several_runs_differ_by_seed_and_are_summed_up(small_network, quick, tmp_path):
-    summary = train(quick(out=str(tmp_path), name="several", runs=2, seed=5), log=silent)
-    configs = [json.loads((tmp_path / f"several/run-{k}/config.json").read_text()) for k in (1, 2)]
-    assert [config["seed"] for config in configs] == [5, 6]
-    each = [json.loads((tmp_path / f"several/run-{k}/summary.json").read_text()) for k in (1, 2)]
-    assert summary["mean"] == pytest.approx(sum(one["test_accuracy"] for one in each) / 2)
-    assert summary["n"] == 2
-    assert json.loads((tmp_path / "several/summary.json").read_text()) == summary
-    assert all((tmp_path / f"several/run-{k}/last.pt").exists() for k in (1, 2))
+def test_each_epoch_has_a_row_of_metrics_and_a_line_on_the_screen(run):
+    folder, summary, lines = run
+    history = rows(folder)
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    keys = "lr train_loss train_accuracy test_loss test_accuracy images_per_second seconds"
+    assert all(set(keys.split()) <= row.keys() for row in history)
+    assert history[0]["lr"] == pytest.approx(0.001)  # the peak is the last step of epoch 1
+    assert history[-1]["lr"] == pytest.approx(1e-5)
+    assert history[-1]["test_accuracy"] == summary["test_accuracy"]
+    shown = [line for line in lines if line.startswith("epoch ")]
+    assert len(shown) == 3
+    assert all("images/sec" in line and "/24 (" in line for line in shown)
 
 
-def test_several_runs_name_their_common_folder_when_interrupted(small_network, quick, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupted_after(1, patch)
-        with pytest.raises(KeyboardInterrupt, match="several$"):
-            train(quick(out=str(tmp_path), name="several", runs=2), log=silent)
+def test_on_epoch_receives_each_row_of_metrics(options, folder):
+    seen = []
+    train(options(val_split=8), on_epoch=seen.append, log=silent)
+    assert len(seen) == 2
+    assert seen == rows(folder)
 
 
-def test_several_runs_go_on_from_a_folder_that_was_only_just_made(small_network, quick, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupted_after(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            train(quick(out=str(tmp_path), name="several", runs=2), log=silent)
-    for path in (tmp_path / "several/run-2").iterdir():
-        path.unlink()
-    assert train(TrainOptions(resume=str(tmp_path / "several")), log=silent)["n"] == 2
+def test_eval_every_leaves_test_fields_null_but_never_those_of_the_last_epoch(options, folder):
+    train(options(epochs=3, eval_every=2), log=silent)
+    assert [row["test_accuracy"] is None for row in rows(folder)] == [True, False, False]
 
 
-def test_several_runs_go_on_with_the_one_that_was_interrupted(small_network, quick, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupted_after(3, patch)  # in the second epoch of the second run
-        with pytest.raises(KeyboardInterrupt):
-            train(quick(out=str(tmp_path), name="several", runs=2), log=silent)
-    first = (tmp_path / "several/run-1/last.pt").stat().st_mtime_ns
-    assert train(TrainOptions(resume=str(tmp_path / "several")), log=silent)["n"] == 2
-    assert (tmp_path / "several/run-1/last.pt").stat().st_mtime_ns == first
-    assert len(rows(tmp_path / "several/run-2")) == 2
+def test_checkpoints_describe_themselves(run):
+    for name in ("last.pt", "best.pt"):
+        contents = torch.load(run[0] / name, weights_only=True)
+        assert (contents["network"], contents["classes"], contents["size"]) == ("CustomResNet", ["cat", "dog"], 32)
+        assert len(contents["mean"]) == len(contents["std"]) == 3
+        assert contents["options"]["batch_size"] == 8
+        assert not any(key.startswith(("_orig_mod.", "module.")) for key in contents["model"])
 
 
-def test_find_lr_trains_at_the_rates_it_found(small_network, quick, tmp_path):
-    lines = []
-    train(quick(out=str(tmp_path), name="a", lr_max=None, find_lr=True, epochs=1), log=lines.append)
-    config = json.loads((tmp_path / "a/config.json").read_text())
-    found = json.loads((tmp_path / "a/lrfind.json").read_text())["suggestion"]
-    assert (config["lr_min"], config["lr_max"]) == (found["lr_min"], found["lr_max"])
-    assert (tmp_path / "a/lrfind.png").exists()
-    warnings = json.loads((tmp_path / "a/lrfind.json").read_text())["warnings"]
-    assert warnings  # this network takes a rate of 1 without diverging
-    assert {f"warning: {warning}" for warning in warnings} <= set(lines)
-
-
-@pytest.mark.parametrize(("epochs", "warned"), [(2, True), (40, False)])
-def test_find_lr_warns_of_a_run_that_is_shorter_than_the_range_test(
-    small_network, quick, tmp_path, monkeypatch, epochs, warned
-):
-    monkeypatch.setattr(trainer, "_train_seeds", lambda *_: {})
-    lines = []
-    train(quick(out=str(tmp_path), name="a", lr_max=None, find_lr=True, epochs=epochs), log=lines.append)
-    assert any("steps is shorter than the range test" in line for line in lines) == warned
-
-
-def test_a_run_that_diverges_at_once_leaves_no_folder(small_network, quick, tmp_path):
-    with pytest.raises(UserError, match="diverged in epoch 1"):
-        train(quick(out=str(tmp_path), name="a", lr_max=1e6, weight_decay=1e6), log=silent)
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("damage", [{"epochs": "many"}, {"lr_max": []}, {"padding": None}, {"data": 7}])
-def test_a_configuration_with_nonsense_in_it_is_refused(small_network, quick, tmp_path, monkeypatch, damage):
-    with monkeypatch.context() as patch:
-        interrupted_after(1, patch)
-        with pytest.raises(KeyboardInterrupt):
-            train(quick(out=str(tmp_path), name="a"), log=silent)
-    path = tmp_path / "a/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
-    with pytest.raises(UserError, match="wrong type"):
-        train(TrainOptions(resume=str(tmp_path / "a")), log=silent)
-
-
-def test_paths_may_be_given_as_paths(small_network, quick, tmp_path, class_folder):
-    train(quick(out=tmp_path, name="a", data=class_folder, data_dir=tmp_path / "data"), log=silent)
-    assert json.loads((tmp_path / "a/config.json").read_text())["out"] == str(tmp_path)
-
-
-def test_the_kind_of_mixed_precision_is_written_as_it_came_out(small_network, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("fast_cifar.system.device.has_native_bf16", lambda device: True)
-    train(quick(out=tmp_path, name="a", amp=True), log=silent)
-    assert json.loads((tmp_path / "a/config.json").read_text())["amp_dtype"] == "bf16"
+def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes_of_a_checkpoint_whatever_the_name(options, tmp_path):
+    a, b = tmp_path / "a", tmp_path / "elsewhere/b"
+    for path in (a, b):
+        train(options(out=str(path.parent), name=path.name, deterministic=True), log=silent)
+    assert rows_without_times(a) == rows_without_times(b)
+    assert (a / "last.pt").read_bytes() == (b / "last.pt").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "bad",
+    "changed",
     [
-        {"batch_size": 25},
-        {"batch_size": 24, "epochs": 2},
-        {"limit_train": 1},
-        {"val_split": 23},
-        {"device": "tpu"},
-        {"amp": True, "amp_dtype": "fp16"},
-        {"data": "cifar11"},
-        {"epochs": 0},
+        {"padding": 0},
+        {"pad_mode": "zeros"},
+        {"cutout": 0},
+        {"flip": False},
+        {"dropout": 0.5},
+        {"width": 32},
+        {"ema": 0.9},
+        {"alternate_flips": True},
+        {"label_smoothing": 0.3},
+        {"weight_decay": 10.0},
+        {"lr_max": 0.002},
+        {"lr_min": 0.0005},
+        {"peak_epoch": 2},
+        {"seed": 1},
+        {"amp": True, "amp_dtype": "bf16"},
+        {"tta": True},
+        {"limit_train": 16},
+        {"limit_test": 10},
+        {"val_split": 4},
     ],
+    ids=str,
 )
-def test_a_refused_run_leaves_no_folder(small_network, quick, tmp_path, bad):
-    with pytest.raises(UserError):
-        train(quick(out=str(tmp_path / "runs"), name="a", **bad), log=silent)
-    assert not (tmp_path / "runs").exists()
+def test_every_option_of_the_recipe_changes_the_run(options, tmp_path, changed):
+    for name, more in (("plain", {}), ("changed", changed)):
+        train(options(name=name, epochs=3, deterministic=True, **more), log=silent)
+    assert rows_without_times(tmp_path / "plain") != rows_without_times(tmp_path / "changed")
+
+
+def test_a_held_out_split_chooses_the_best_checkpoint(options, folder):
+    train(options(val_split=8, epochs=3), log=silent)
+    accuracies = [row["val_accuracy"] for row in rows(folder)]
+    assert all(0 <= accuracy <= 1 for accuracy in accuracies)
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert best["epoch"] == accuracies.index(max(accuracies)) + 1
+
+
+def test_with_no_test_validation_judges_and_nothing_else_changes(options, tmp_path, monkeypatch):
+    evaluated, evaluate = [], engine.evaluate
+    monkeypatch.setattr(
+        build, "evaluate", lambda *args, **keywords: evaluated.append(keywords["title"]) or evaluate(*args, **keywords)
+    )
+    folder = tmp_path / "untested"
+    summary = train(options(name="untested", val_split=8, test=False), log=silent)
+    assert set(evaluated) == {"val"}
+    assert all(row["test_accuracy"] is None and row["test_loss"] is None for row in rows(folder))
+    assert (summary["test_accuracy"], summary["best_test_accuracy"]) == (None, None)
+    assert summary["val_accuracy"] == rows(folder)[-1]["val_accuracy"]
+    assert torch.load(folder / "best.pt", weights_only=True)["epoch"] >= 1
+    assert train(TrainOptions(resume=str(folder)), log=silent) == summary
+    tested = train(options(name="tested", val_split=8), log=silent)
+    assert tested["val_accuracy"] == summary["val_accuracy"]
+
+
+def test_no_test_without_a_held_out_split_is_refused(options):
+    with pytest.raises(UserError, match="--no-test leaves nothing to evaluate; .*--val-split"):
+        train(options(test=False), log=silent)
+
+
+def test_the_mixed_precision_that_auto_chose_is_written(options, folder, monkeypatch):
+    monkeypatch.setattr("fast_cifar.system.device.has_native_bf16", lambda device: True)
+    assert train(options(amp=True), log=silent)["precision"] == "bf16"
+    assert read_json(folder / "config.json")["amp_dtype"] == "bf16"
+
+
+def test_paths_may_be_given_as_paths(options, folder, tmp_path, class_folder):
+    train(options(out=tmp_path, data=class_folder, data_dir=tmp_path / "data"), log=silent)
+    assert read_json(folder / "config.json")["out"] == str(tmp_path)
+
+
+def test_without_matplotlib_a_run_says_so_and_draws_the_image_grids(options, folder, monkeypatch):
+    monkeypatch.setattr("fast_cifar.plots.style.matplotlib_available", lambda: False)
+    lines = []
+    train(options(epochs=1), log=lines.append)
+    assert sum("pip install matplotlib" in line for line in lines) == 1
+    assert (folder / "samples.png").exists()
+    assert not (folder / "curves.png").exists()
+
+
+def test_find_lr_trains_at_the_rates_it_found(options, folder):
+    lines = []
+    train(options(lr_max=None, find_lr=True, epochs=1), log=lines.append)
+    config, found = read_json(folder / "config.json"), read_json(folder / "lrfind.json")
+    assert (config["lr_min"], config["lr_max"]) == (found["suggestion"]["lr_min"], found["suggestion"]["lr_max"])
+    assert (folder / "lrfind.png").exists()
+    assert found["warnings"]  # this network takes a rate of 1 without diverging
+    assert {f"warning: {warning}" for warning in found["warnings"]} <= set(lines)
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(2, True), (40, False)])
+def test_find_lr_warns_of_a_run_that_is_shorter_than_the_range_test(options, monkeypatch, epochs, warned):
+    monkeypatch.setattr(trainer, "_train_seeds", lambda *_: {})
+    lines = []
+    train(options(lr_max=None, find_lr=True, epochs=epochs), log=lines.append)
+    assert any("steps is shorter than the range test" in line for line in lines) == warned
+
+
+@pytest.mark.parametrize(
+    ("epochs", "peak_epoch", "steps", "expected"),
+    [(24, 5, 97, (2328, 484)), (1, None, 97, (97, 19)), (1, None, 3, (3, 1)), (5, 1, 50, (250, 49))],
+)
+def test_the_peak_is_the_last_step_of_its_epoch(epochs, peak_epoch, steps, expected):
+    assert cycle_steps(TrainOptions(epochs=epochs, peak_epoch=peak_epoch), steps) == expected
+
+
+@pytest.mark.parametrize(("epochs", "peak_epoch", "steps"), [(1, None, 2), (2, 1, 1), (3, 2, 0)])
+def test_too_few_steps_for_a_cycle_are_refused(epochs, peak_epoch, steps):
+    with pytest.raises(UserError, match="too few steps"):
+        cycle_steps(TrainOptions(epochs=epochs, peak_epoch=peak_epoch), steps)
 
 
 def test_an_existing_run_is_not_touched(run, quick):
@@ -142,87 +204,70 @@ def test_an_existing_run_is_not_touched(run, quick):
     assert {path: path.read_bytes() for path in run[0].iterdir()} == before
 
 
-def test_global_switches_and_randomness_are_left_alone(small_network, quick, tmp_path):
+def test_a_finished_run_says_so_and_trains_no_more(run, monkeypatch):
+    monkeypatch.setattr(trainer, "fit", None)
+    lines = []
+    assert train(TrainOptions(resume=str(run[0])), log=lines.append) == run[1]
+    assert "is finished" in lines[0]
+
+
+def test_a_diverged_run_names_epoch_and_rate_and_keeps_the_checkpoint_before(options, folder, monkeypatch):
+    diverging_after(1, monkeypatch)
+    with pytest.raises(UserError, match=r"diverged in epoch 2.*0\.001"):
+        train(options(epochs=3), log=silent)
+    assert checkpoint.load(folder / "last.pt")["epoch"] == 1
+    assert len(rows(folder)) == 1
+
+
+def test_a_loss_that_diverges_inside_an_epoch_never_reaches_a_checkpoint(options, folder, monkeypatch):
+    def diverging(self, inputs, labels):
+        loss, correct, updated = step(self, inputs, labels)
+        return loss.fill_(float("nan")) if next(calls) == 4 else loss, correct, updated
+
+    calls, step = itertools.count(1), TrainStep.__call__  # an epoch has 3 steps
+    monkeypatch.setattr(TrainStep, "__call__", diverging)
+    with pytest.raises(UserError, match="diverged in epoch 2"):
+        train(options(checkpoint_steps=1), log=silent)
+    contents = checkpoint.load_training(folder / "last.pt")
+    assert (contents["epoch"], contents["metrics"]["steps"]) == (1, 0)
+
+
+def run_out_of_memory(*positional, **keywords):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_out_of_memory_names_the_batch_size_and_leaves_no_folder(options, folder, monkeypatch):
+    monkeypatch.setattr(engine, "train_epoch", run_out_of_memory)
+    with pytest.raises(UserError, match="out of memory with --batch-size 8"):
+        train(options(), log=silent)
+    assert not folder.exists()
+
+
+def test_a_run_that_diverges_at_once_leaves_no_folder(options, folder):
+    with pytest.raises(UserError, match="diverged in epoch 1"):
+        train(options(lr_max=1e6, weight_decay=1e6), log=silent)
+    assert not folder.exists()
+
+
+def test_an_interruption_before_there_is_a_configuration_leaves_no_folder(options, folder, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.RunFolder, "write_config", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(options(), log=silent)
+    assert not folder.exists()
+
+
+def test_global_switches_and_random_states_are_unchanged_afterwards(options):
     before = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
-    train(quick(out=str(tmp_path), name="a", epochs=1, deterministic=True, seed=3), log=silent)
+    train(options(epochs=1, deterministic=True, seed=3), log=silent)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.are_deterministic_algorithms_enabled() == before[1]
 
 
-def test_each_of_several_runs_is_the_run_that_its_seed_gives_alone(small_network, quick, tmp_path):
-    options = quick(out=str(tmp_path), dropout=0.2, deterministic=True, seed=3)
-    train(options.replace(name="several", runs=3), log=silent)
-    for k in (1, 2, 3):
-        train(options.replace(name=f"alone-{k}", seed=2 + k), log=silent)
-        alone, among = (
-            torch.load(tmp_path / path / "last.pt", weights_only=True) for path in (f"alone-{k}", f"several/run-{k}")
-        )
-        for key, value in alone["model"].items():
-            assert torch.equal(value, among["model"][key]), (k, key)
-
-
-def test_several_runs_compile_once(small_network, quick, tmp_path):
-    summaries = []
-    train(quick(out=str(tmp_path), name="several", runs=3, compile=True, epochs=1), log=silent)
-    for k in (1, 2, 3):
-        summaries.append(json.loads((tmp_path / f"several/run-{k}/summary.json").read_text()))
-    assert summaries[0]["compile_seconds"] > 0
-    assert [summary["compile_seconds"] for summary in summaries[1:]] == [0.0, 0.0]
-
-
-def test_out_of_memory_names_the_batch_size_and_leaves_no_folder(small_network, quick, tmp_path, monkeypatch):
-    def train_epoch(*positional, **keywords):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(engine, "train_epoch", train_epoch)
-    with pytest.raises(UserError, match="out of memory with --batch-size 8"):
-        train(quick(out=str(tmp_path), name="a"), log=silent)
-    assert not (tmp_path / "a").exists()
-
-
-def test_the_peak_memory_is_in_the_summary(run):
-    assert run[1]["peak_memory_bytes"] > 10**7
-
-
-def test_several_runs_go_on_after_one_that_diverged_and_report_it(small_network, quick, tmp_path, monkeypatch):
-    def diverging(*positional, **keywords):
-        metrics = train_epoch(*positional, **keywords)
-        if next(epochs) == 1:  # the second epoch of the first run
-            metrics.loss_sum.fill_(float("nan"))
-        return metrics
-
-    epochs, train_epoch = itertools.count(), engine.train_epoch
-    monkeypatch.setattr(engine, "train_epoch", diverging)
-    lines = []
-    with pytest.raises(UserError, match=r"1 of 3 runs failed; seed 0: the loss diverged in epoch 2"):
-        train(quick(out=str(tmp_path), name="several", runs=3), log=lines.append)
-    summary = json.loads((tmp_path / "several/summary.json").read_text())
-    assert summary["n"] == 2
-    assert len(summary["failures"]) == 1
-    assert any(line.startswith("run 1 failed") for line in lines)
-    assert (tmp_path / "several/run-1/last.pt").exists()
-    assert (tmp_path / "several/run-3/summary.json").exists()
-
-
-def test_when_all_of_several_runs_diverge_there_is_no_summary(small_network, quick, tmp_path):
-    with pytest.raises(UserError, match="all 2 runs failed; seed 0"):
-        train(quick(out=str(tmp_path), name="several", runs=2, lr_max=1e6, weight_decay=1e6), log=silent)
-    assert not (tmp_path / "several").exists()
-
-
-def test_an_interruption_before_there_is_a_configuration_leaves_no_folder(small_network, quick, tmp_path, monkeypatch):
-    def write_config(self, options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fast_cifar.trainer.RunFolder.write_config", write_config)
-    with pytest.raises(KeyboardInterrupt):
-        train(quick(out=str(tmp_path), name="a"), log=silent)
-    assert not (tmp_path / "a").exists()
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_training_works_where_gradients_were_switched_off(small_network, quick, tmp_path, mode):
+def test_training_works_where_gradients_were_switched_off(options, mode):
     with mode():
-        summary = train(quick(out=str(tmp_path), name="a"), log=silent)
+        assert train(options(), log=silent)["epochs"] == 2
         assert not torch.is_grad_enabled()
-    assert summary["epochs"] == 2

@@ -13,7 +13,7 @@ from bench.end_to_end import choose_recipe, make_row, to_target
 from fast_cifar.data import load
 from fast_cifar.options import DEMO, TrainOptions
 from fast_cifar.system.errors import run_script
-from tests.conftest import needs_cuda
+from tests.helpers.devices import needs_cuda
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

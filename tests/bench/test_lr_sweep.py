@@ -14,7 +14,7 @@ from bench.regret import COLUMNS, RULES, read_curves, with_regret
 from fast_cifar.lr_curve import smooth, suggest
 from fast_cifar.lr_finder import RangeTest
 from fast_cifar.system.errors import UserError, run_script
-from tests.conftest import write_class_folder
+from tests.helpers.images import write_class_folder
 
 LRS = np.geomspace(1e-5, 1.0, 60).tolist()
 

@@ -14,7 +14,7 @@ from bench.markdown import with_blocks
 from bench.report import slug
 from fast_cifar import train
 from fast_cifar.system.errors import UserError, run_script
-from tests.conftest import silent
+from tests.helpers.runs import silent
 
 BLOCKS = ("accuracy", "training", "augmentation", "end_to_end")
 ENVIRONMENT = {"device": "abacus", "torch": "2.15.0", "threads": 2, "when": "2026-11-21T04:12:25+00:00"}

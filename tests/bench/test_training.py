@@ -26,7 +26,7 @@ from fast_cifar import loader as loader_module
 from fast_cifar.data.load import Split
 from fast_cifar.options import TrainOptions
 from fast_cifar.system.device import Precision
-from tests.conftest import needs_cuda
+from tests.helpers.devices import needs_cuda
 
 ROOT = Path(__file__).parents[2]
 FP32 = Precision("cpu", torch.float32)

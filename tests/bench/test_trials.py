@@ -11,7 +11,7 @@ from bench.trials import train_once
 from fast_cifar import build, engine, train
 from fast_cifar.build import build_setup
 from fast_cifar.runs.run_folder import RunFolder
-from tests.conftest import silent
+from tests.helpers.runs import silent
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 from fast_cifar.data import image_folder
 from fast_cifar.data.load import load_dataset
 from fast_cifar.system.errors import UserError
-from tests.conftest import picture
+from tests.helpers.images import random_image
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def pets(tmp_path) -> Path:
         for name, suffix in (("dog", "jpg"), ("cat", "png")):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(picture(i)).save(root / split / name / f"{i:04}.{suffix}")
+                Image.fromarray(random_image(i)).save(root / split / name / f"{i:04}.{suffix}")
     return root
 
 
@@ -59,7 +59,7 @@ def test_classes_and_images_are_sorted_and_decoded_as_pillow_does(pets, data_dir
     images = dataset.train.images
     assert images.dtype == torch.uint8
     for i in range(3):
-        np.testing.assert_array_equal(images[i], picture(i))
+        np.testing.assert_array_equal(images[i], random_image(i))
         np.testing.assert_array_equal(images[3 + i], np.asarray(Image.open(pets / f"train/dog/{i:04}.jpg")))
 
 
@@ -74,7 +74,7 @@ def test_other_files_and_hidden_files_are_ignored(pets, data_dir):
 
 def test_names_of_classes_and_suffixes_may_have_any_letters(pets, data_dir):
     (pets / "train/cat/0000.png").rename(pets / "train/cat/0000.PNG")
-    Image.fromarray(picture()).save(pets / "train/cat/0009.JPeG", "JPEG")
+    Image.fromarray(random_image()).save(pets / "train/cat/0009.JPeG", "JPEG")
     for split in ("train", "test"):
         (pets / split / "cat").rename(pets / split / "große Katze 猫")
     dataset = load_dataset(pets, data_dir)
@@ -122,7 +122,7 @@ def test_a_second_load_decodes_nothing_and_gives_the_same(pets, data_dir, decode
 
 
 def edit(pets: Path) -> None:
-    Image.fromarray(picture(9)).save(pets / "test/cat/0000.png")
+    Image.fromarray(random_image(9)).save(pets / "test/cat/0000.png")
 
 
 def edit_within_the_same_size(pets: Path) -> None:
@@ -133,7 +133,7 @@ def edit_within_the_same_size(pets: Path) -> None:
 
 
 def add(pets: Path) -> None:
-    Image.fromarray(picture(9)).save(pets / "train/dog/0009.png")
+    Image.fromarray(random_image(9)).save(pets / "train/dog/0009.png")
 
 
 def delete(pets: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_data_dir_inside_the_folder_stays_unused(pets, inside):
 
 
 def test_an_image_of_another_size_is_named_with_its_size(pets, data_dir):
-    Image.fromarray(picture(size=(64, 48))).save(pets / "train/cat/0001.png")
+    Image.fromarray(random_image(size=(64, 48))).save(pets / "train/cat/0001.png")
     with pytest.raises(UserError, match=r"train/cat/0001.png is 64x48 pixels, not 32x32; --resize"):
         load_dataset(pets, data_dir)
     assert not data_dir.exists()
@@ -184,12 +184,12 @@ def test_an_image_of_another_size_is_named_with_its_size(pets, data_dir):
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (200, 40), (8, 8), (1, 50)])
 def test_resize_makes_every_image_32x32(pets, data_dir, size):
-    Image.fromarray(picture(size=size)).save(pets / "train/cat/0001.png")
+    Image.fromarray(random_image(size=size)).save(pets / "train/cat/0001.png")
     assert load_dataset(pets, data_dir, resize=True).train.images.shape == (6, 32, 32, 3)
 
 
 def test_the_cache_of_resized_images_is_not_used_without_resize(pets, data_dir):
-    Image.fromarray(picture(size=(64, 48))).save(pets / "train/cat/0001.png")
+    Image.fromarray(random_image(size=(64, 48))).save(pets / "train/cat/0001.png")
     load_dataset(pets, data_dir, resize=True)
     with pytest.raises(UserError, match="--resize"):
         load_dataset(pets, data_dir)

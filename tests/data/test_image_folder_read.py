@@ -10,18 +10,18 @@ from PIL import Image
 
 from fast_cifar.data.image_folder import read_image
 from fast_cifar.system.errors import UserError
-from tests.conftest import picture
+from tests.helpers.images import random_image
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path, mode):
-    Image.fromarray(picture()).convert(mode).save(tmp_path / "a.png")
+    Image.fromarray(random_image()).convert(mode).save(tmp_path / "a.png")
     expected = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
 
 
 def test_a_palette_with_transparency_gives_no_warning(tmp_path):
-    Image.fromarray(picture()).quantize(16).save(tmp_path / "a.png", transparency=bytes(range(16)))
+    Image.fromarray(random_image()).quantize(16).save(tmp_path / "a.png", transparency=bytes(range(16)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_image(tmp_path / "a.png").shape == (32, 32, 3)
@@ -54,8 +54,8 @@ def test_resize_averages_fine_detail(tmp_path):
 
 
 def test_resize_leaves_a_32x32_image_alone(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png", resize=True), picture())
+    Image.fromarray(random_image()).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", resize=True), random_image())
 
 
 def test_resize_applies_the_exif_orientation(tmp_path):
@@ -69,7 +69,7 @@ def test_resize_applies_the_exif_orientation(tmp_path):
 
 
 def test_no_truncation_of_a_jpeg_goes_unnoticed(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "whole.jpg")
+    Image.fromarray(random_image()).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     for length in range(0, len(whole) - 2, 97):
         (tmp_path / "a.jpg").write_bytes(whole[:length])

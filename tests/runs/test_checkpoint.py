@@ -9,7 +9,7 @@ import torch
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
-from tests.conftest import needs_cuda
+from tests.helpers.devices import needs_cuda
 
 
 def contents(model):

@@ -20,7 +20,7 @@ from fast_cifar.system.device import (
     set_random_state,
 )
 from fast_cifar.system.errors import UserError
-from tests.conftest import DEVICES, needs_cuda
+from tests.helpers.devices import DEVICES, needs_cuda
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 

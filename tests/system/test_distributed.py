@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.system.distributed import DistributedContext, process_group
 from fast_cifar.system.errors import UserError
-from tests.conftest import SmallNetwork, rows, without_times
+from tests.helpers.networks import SmallNetwork
+from tests.helpers.runs import rows, rows_without_times
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -86,7 +87,7 @@ from fast_cifar.system.distributed import process_group
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
-from tests.conftest import SmallNetwork
+from tests.helpers.networks import SmallNetwork
 
 with process_group() as distributed:
     torch.manual_seed(distributed.rank)  # all must start from rank 0's weights
@@ -173,7 +174,7 @@ def test_a_stopped_run_resumes_with_another_number_of_processes(class_folder, tm
 def test_two_processes_repeat_a_run_exactly(class_folder, tmp_path):
     for name in ("a", "b"):
         finished(torchrun(2, *options(class_folder, tmp_path, "--name", name, "--deterministic", "--dropout", "0.2")))
-    assert [*map(without_times, rows(tmp_path / "a"))] == [*map(without_times, rows(tmp_path / "b"))]
+    assert rows_without_times(tmp_path / "a") == rows_without_times(tmp_path / "b")
 
 
 DIES = """

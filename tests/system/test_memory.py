@@ -5,7 +5,7 @@ import torch
 
 from fast_cifar.system.device import explain_out_of_memory, peak_memory, reset_peak_memory
 from fast_cifar.system.errors import UserError
-from tests.conftest import needs_cuda
+from tests.helpers.devices import needs_cuda
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fast_cifar.system.signals import Stopped, StopRequest, interrupt_on_sigterm, stop_on_signal
-from tests.conftest import rows, without_times
+from tests.helpers.runs import rows_without_times
 
 ROOT = Path(__file__).parents[2]
 unix = pytest.mark.skipif(os.name == "nt", reason="sends signals as Unix does")
@@ -123,5 +123,5 @@ def test_a_stopped_or_killed_run_resumes_to_the_same_result(class_folder, uninte
     subprocess.run(resume, check=True, **QUIET)
     whole, stopped = (torch.load(path / "last.pt", weights_only=True) for path in (uninterrupted, folder))
     assert all(torch.equal(value, stopped["model"][key]) for key, value in whole["model"].items())
-    assert [*map(without_times, rows(uninterrupted))] == [*map(without_times, rows(folder))]
+    assert rows_without_times(uninterrupted) == rows_without_times(folder)
     assert not list(folder.glob(".*"))
