@@ -124,6 +124,7 @@ def _keep(path: Path, previous: Path) -> None:
         path.replace(previous)
     else:
         temporary.replace(previous)
+        temporary.unlink(missing_ok=True)  # renaming does nothing where both are already the same file
 
 
 def _flush_folder(folder: Path) -> None:
