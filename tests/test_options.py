@@ -260,3 +260,12 @@ def test_a_configuration_of_before_an_option_of_the_machine_came_is_enough():
 
 def test_a_resumed_run_passes_its_checks():
     TrainOptions(resume="runs/x").continued(saved(find_lr=False) | {"find_lr": True}).check()
+
+
+def test_the_assignment_preset_is_plain_adam_with_black_padding_and_rates_of_its_own():
+    options = TrainOptions(preset="assignment").resolved()
+    assert (options.weight_decay, options.label_smoothing, options.pad_mode) == (0.0, 0.0, "zeros")
+    assert options.find_lr
+    given = TrainOptions(preset="assignment", lr_max=0.01, pad_mode="reflect", given=frozenset({"lr_max", "pad_mode"}))
+    assert (given.resolved().find_lr, given.resolved().lr_max, given.resolved().pad_mode) == (False, 0.01, "reflect")
+    given.resolved().check()
