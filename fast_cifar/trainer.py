@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,17 +64,19 @@ def train(options: TrainOptions, *, on_epoch: OnEpoch | None = None, log: Log = 
         if not distributed.is_main:
             on_epoch, log = None, _discard
         if options.resume is not None:
-            folder, options, summary = _reopen(options, distributed)
-            if summary is not None:
-                log(f"{folder.path} is finished: {console.headline(summary)}")
-                return summary
-            setup = build_setup(options, distributed, test=options.test)
-            return _train_seeds(setup, options, folder, on_epoch, log)
+            folder = RunFolder.open(Path(options.resume))
+            with _locked(folder, distributed):
+                options, summary = _reopen(folder, options, distributed)
+                if summary is not None:
+                    log(f"{folder.path} is finished: {console.headline(summary)}")
+                    return summary
+                setup = build_setup(options, distributed, test=options.test)
+                return _train_seeds(setup, options, folder, on_epoch, log)
         setup, options, found = _prepare(options, distributed, log)
         folder = RunFolder.create_new(options.out, options.name, options.data) if distributed.is_main else None
         folder = distributed.broadcast(folder)
         options = options.replace(name=folder.path.name, **setup.resolved_machine())
-        with _removed_if_useless(folder, distributed):
+        with _locked(folder, distributed), _removed_if_useless(folder, distributed):
             if distributed.is_main:
                 folder.write_config(options.as_dict())
                 if found is not None:
@@ -86,16 +88,19 @@ def _discard(line: str) -> None:
     pass
 
 
+def _locked(folder: RunFolder, distributed: DistributedContext) -> AbstractContextManager[None]:
+    return folder.locked() if distributed.is_main else nullcontext()
+
+
 def _reopen(
-    options: TrainOptions, distributed: DistributedContext
-) -> tuple[RunFolder, TrainOptions, dict[str, Any] | None]:
-    """The folder of an existing run, its options, and its summary if it is finished."""
-    folder = RunFolder.open(Path(options.resume))
+    folder: RunFolder, options: TrainOptions, distributed: DistributedContext
+) -> tuple[TrainOptions, dict[str, Any] | None]:
+    """The options of an existing run, and its summary if it is finished."""
     if distributed.is_main:
         folder.tidy()
     options = options.continued(folder.config())
     options.check()
-    return folder, options, distributed.broadcast(folder.summary())
+    return options, distributed.broadcast(folder.summary())
 
 
 def _prepare(
@@ -195,8 +200,9 @@ def _train_several(
             if not (run / "config.json").exists():
                 run.write_config(one.as_dict())
         try:
-            finished = distributed.broadcast(run.summary())
-            summaries.append(finished or _train_one(training, one, run, on_epoch, log))
+            with _locked(run, distributed):
+                finished = distributed.broadcast(run.summary())
+                summaries.append(finished or _train_one(training, one, run, on_epoch, log))
         except Diverged as error:
             failures.append(f"seed {one.seed}: {error}")
             log(f"run {k} failed: {error}")

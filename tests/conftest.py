@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fast_cifar import train
 from fast_cifar.options import TrainOptions
@@ -12,6 +13,9 @@ from fast_cifar.plots import style
 from tests.helpers.images import write_class_folder
 from tests.helpers.networks import use_small_network
 from tests.helpers.pages import history, write_run
+
+settings.register_profile("the same examples each time", derandomize=True, deadline=None, database=None)
+settings.load_profile("the same examples each time")
 
 
 @pytest.fixture

@@ -6,16 +6,27 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fast_cifar.augment import Draws, apply, draw
-from tests.helpers.augmenting import MEAN, NAMES, STD, random_images, seeded, torchvision_reference
+from tests.helpers.devices import CUDA, DEVICES, MPS
+from tests.helpers.images import MEAN, NAMES, STD, random_images, seeded, torchvision_reference
 
-PRESENT = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-DEVICES = [device for device, present in PRESENT.items() if present]
+NORMALISED = {"mean": MEAN, "std": STD}
+TOUCHED = {"padding": {"crop_y", "crop_x"}, "cutout": {"cut_y", "cut_x"}, "flip": {"flip"}}
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@st.composite
+def augmentations(draw_value):
+    """Options of `draw` that fit each other."""
+    height, width = draw_value(st.integers(1, 40)), draw_value(st.integers(1, 40))
+    cutout = draw_value(st.integers(0, min(height, width)))
+    return {"size": (height, width), "padding": draw_value(st.integers(0, 12)), "cutout": cutout}
+
+
+@pytest.mark.parametrize("device", [*DEVICES, MPS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pad_mode", ["zeros", "reflect"])
 @pytest.mark.parametrize(
@@ -29,50 +40,59 @@ def test_apply_matches_torchvision_image_by_image(height, width, padding, cutout
         [torchvision_reference(image, draws[i], padding, cutout, pad_mode) for i, image in enumerate(images)]
     )
     there = Draws(*(getattr(draws, name).to(device) for name in NAMES))
-    ours = apply(
-        images.to(device), there, mean=MEAN, std=STD, padding=padding, cutout=cutout, pad_mode=pad_mode, dtype=dtype
-    )
+    ours = apply(images.to(device), there, **NORMALISED, padding=padding, cutout=cutout, pad_mode=pad_mode, dtype=dtype)
     assert ours.dtype == dtype
     torch.testing.assert_close(ours.cpu(), theirs.to(dtype))
 
 
+@given(augmentations(), st.integers(1, 4), st.sampled_from(["zeros", "reflect"]), st.booleans(), st.integers(0, 2**31))
+def test_apply_matches_torchvision_for_any_size_and_options(options, n, pad_mode, flip, seed):
+    (height, width), padding, cutout = options.values()
+    assume(pad_mode == "zeros" or padding < min(height, width))
+    images = random_images(n, height, width, seed)
+    draws = draw(n, **options, flip=flip, generator=seeded(seed))
+    ours = apply(images, draws, **NORMALISED, padding=padding, cutout=cutout, pad_mode=pad_mode)
+    theirs = [torchvision_reference(image, draws[i], padding, cutout, pad_mode) for i, image in enumerate(images)]
+    torch.testing.assert_close(ours, torch.stack(theirs))
+
+
 def test_the_result_is_channels_last_in_memory():
-    batch = apply(random_images(5), draw(5, generator=seeded(0)), mean=MEAN, std=STD)
+    batch = apply(random_images(5), draw(5, generator=seeded(0)), **NORMALISED)
     assert batch.shape == (5, 3, 32, 32)
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("device", [device for device in DEVICES if device != "cpu"])
+@pytest.mark.parametrize("device", [CUDA, MPS])
 def test_devices_agree_on_every_bit(device):
     images = random_images(256)
-    here = apply(images, draw(256, generator=seeded(3)), mean=MEAN, std=STD)
-    there = apply(images.to(device), draw(256, generator=seeded(3), device=device), mean=MEAN, std=STD)
+    here = apply(images, draw(256, generator=seeded(3)), **NORMALISED)
+    there = apply(images.to(device), draw(256, generator=seeded(3), device=device), **NORMALISED)
     assert torch.equal(here, there.cpu())
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, MPS])
 @pytest.mark.parametrize(("pad_mode", "dtype"), [("zeros", torch.bfloat16), ("reflect", torch.float32)])
 def test_compiled_and_eager_agree_on_every_bit(pad_mode, dtype, device):
     images, draws = random_images(64).to(device), draw(64, generator=seeded(4), device=device)
-    options = {"mean": MEAN, "std": STD, "pad_mode": pad_mode, "dtype": dtype}
+    options = NORMALISED | {"pad_mode": pad_mode, "dtype": dtype}
     compiled = torch.compile(apply, dynamic=False)(images, draws, **options)
     assert torch.equal(apply(images, draws, **options), compiled)
 
 
-def test_the_images_are_left_as_they_are():
+def test_the_images_are_unchanged_afterwards():
     images = random_images(8)
     before = images.clone()
-    apply(images, draw(8, generator=seeded(0)), mean=MEAN, std=STD)
+    apply(images, draw(8, generator=seeded(0)), **NORMALISED)
     assert torch.equal(images, before)
 
 
 def test_no_images_make_an_empty_batch():
-    assert apply(random_images(0), draw(0), mean=MEAN, std=STD).shape == (0, 3, 32, 32)
+    assert apply(random_images(0), draw(0), **NORMALISED).shape == (0, 3, 32, 32)
 
 
 def test_images_need_not_be_contiguous():
     images = random_images(16)[::2, :, ::2]
-    options = {"mean": MEAN, "std": STD, "cutout": 4}
+    options = NORMALISED | {"cutout": 4}
     draws = draw(8, cutout=4, size=(32, 16), generator=seeded(0))
     assert torch.equal(apply(images, draws, **options), apply(images.contiguous(), draws, **options))
 
@@ -104,20 +124,27 @@ def test_the_choices_do_not_depend_on_each_other():
     assert float((torch.corrcoef(columns) - torch.eye(5)).abs().max()) < 0.03
 
 
-@pytest.mark.parametrize("off", [{"padding": 0}, {"cutout": 0}, {"flip": False}])
-def test_switching_one_thing_off_leaves_the_other_choices_as_they_were(off):
-    touched = {"padding": ("crop_y", "crop_x"), "cutout": ("cut_y", "cut_x"), "flip": ("flip",)}[next(iter(off))]
-    all_on, one_off = draw(1000, generator=seeded(8)), draw(1000, generator=seeded(8), **off)
+@given(augmentations(), st.integers(0, 50), st.booleans(), st.integers(0, 2**63 - 1))
+def test_draws_stay_in_their_ranges_and_repeat(options, n, flip, seed):
+    (height, width), padding, cutout = options.values()
+    draws, again = (draw(n, generator=seeded(seed), **options, flip=flip) for _ in range(2))
+    highest = [2 * padding, 2 * padding, flip, height - cutout, width - cutout]
+    for name, most in zip(NAMES, highest, strict=True):
+        values = getattr(draws, name)
+        assert values.shape == (n,)
+        assert values.dtype == (torch.bool if name == "flip" else torch.int64)
+        assert ((values >= 0) & (values <= most)).all()
+        assert torch.equal(values, getattr(again, name))
+
+
+@pytest.mark.parametrize("off", TOUCHED)
+def test_switching_one_option_off_leaves_the_other_choices_as_they_were(off):
+    all_on, one_off = draw(1000, generator=seeded(8)), draw(1000, generator=seeded(8), **{off: 0})
     for name in NAMES:
-        assert torch.equal(getattr(all_on, name), getattr(one_off, name)) is (name not in touched)
+        assert torch.equal(getattr(all_on, name), getattr(one_off, name)) is (name not in TOUCHED[off])
 
 
-def test_without_padding_and_flip_nothing_is_cropped_or_flipped():
-    draws = draw(100, padding=0, flip=False, generator=seeded(9))
-    assert not any(getattr(draws, name).any() for name in ("crop_y", "crop_x", "flip"))
-
-
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, MPS])
 def test_a_cpu_generator_gives_every_device_the_same_draws(device):
     here, there = draw(100, generator=seeded(10)), draw(100, generator=seeded(10), device=device)
     for name in NAMES:
@@ -125,32 +152,24 @@ def test_a_cpu_generator_gives_every_device_the_same_draws(device):
         assert torch.equal(getattr(here, name), getattr(there, name).cpu())
 
 
-def test_a_generator_of_ones_own_leaves_the_global_state_alone():
-    before = torch.get_rng_state()
-    draw(100, generator=seeded(11))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_without_a_generator_the_global_seed_decides():
+def test_the_global_random_state_is_used_only_without_a_generator():
     with torch.random.fork_rng():
         torch.manual_seed(12)
         first = draw(100)
         torch.manual_seed(12)
+        draw(100, generator=seeded(11))
         second = draw(100)
     assert torch.equal(first.crop_y, second.crop_y)
 
 
 @pytest.mark.parametrize(
-    "options", [{"padding": -1}, {"cutout": -1}, {"cutout": 33}, {"size": (32, 7)}, {"size": 0, "cutout": 1}]
+    "options",
+    [{"n": -1}, {"padding": -1}, {"cutout": -1}, {"cutout": 33}, {"size": (32, 7)}, {"size": 0, "cutout": 1}],
+    ids=str,
 )
 def test_draw_refuses_options_out_of_range(options):
-    with pytest.raises(ValueError, match="padding|cutout"):
-        draw(4, **options)
-
-
-def test_draw_refuses_a_negative_number_of_images():
-    with pytest.raises(ValueError, match="-1 images"):
-        draw(-1)
+    with pytest.raises(ValueError, match="padding|cutout|-1 images"):
+        draw(**{"n": 4} | options)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +183,7 @@ def test_draw_refuses_a_negative_number_of_images():
 )
 def test_apply_refuses_images_it_cannot_use(change: Callable[[Tensor], Tensor], message: str):
     with pytest.raises(ValueError, match=message):
-        apply(change(random_images(4)), draw(4), mean=MEAN, std=STD)
+        apply(change(random_images(4)), draw(4), **NORMALISED)
 
 
 @pytest.mark.parametrize(
@@ -182,11 +201,11 @@ def test_apply_refuses_images_it_cannot_use(change: Callable[[Tensor], Tensor], 
 )
 def test_apply_refuses_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        apply(random_images(4), draw(4), **({"mean": MEAN, "std": STD} | options))
+        apply(random_images(4), draw(4), **NORMALISED | options)
 
 
-def test_no_padding_switches_off_a_crop_that_was_drawn_all_the_same():
-    images = torch.arange(4 * 32 * 32 * 3).remainder(256).to(torch.uint8).view(4, 32, 32, 3)
-    crops, none = (draw(4, padding=p, flip=False, generator=torch.Generator().manual_seed(1)) for p in (4, 0))
-    off = {"mean": MEAN, "std": STD, "padding": 0, "cutout": 0}
+def test_without_padding_a_crop_that_was_drawn_has_no_effect():
+    images = random_images(4)
+    crops, none = (draw(4, padding=padding, flip=False, generator=seeded(1)) for padding in (4, 0))
+    off = NORMALISED | {"padding": 0, "cutout": 0}
     assert torch.equal(apply(images, crops, **off), apply(images, none, **off))

@@ -1,102 +1,101 @@
-"""The one-cycle schedule against torch's own, and the rates of a range test."""
+"""The one-cycle schedule and the rates of a range test against torch's own, in all their ranges."""
 
 import math
 
 import pytest
 import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR
 
 from fast_cifar.schedules import SWEEPS, one_cycle, sweep_rates
 
-EPOCHS, STEPS_PER_EPOCH, PEAK_EPOCH = 24, 97, 5
-TOTAL, PEAK = EPOCHS * STEPS_PER_EPOCH, PEAK_EPOCH * STEPS_PER_EPOCH - 1
-LR_MIN, LR_MAX = 1e-4, 1e-2
+rates = st.tuples(st.floats(1e-9, 1e-1), st.floats(1.001, 1e4)).map(lambda pair: (pair[0], pair[0] * pair[1]))
+cycles = st.integers(3, 400).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total - 2)))
+numbers = st.floats(-1, 1e6) | st.sampled_from([0.0, 0.1, 1.0, math.nan, math.inf])
 
 
-def rates_of(scheduler_of, steps):
-    """The rate of each step under the scheduler that `scheduler_of` makes for an optimiser at LR_MAX."""
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=LR_MAX)
-    scheduler = scheduler_of(optimizer)
-    lrs = [float(optimizer.param_groups[0]["lr"])]
+def rates_of(make_scheduler, steps, lr):
+    """The rate of each step under the scheduler that `make_scheduler` makes for an optimiser at `lr`."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = make_scheduler(optimizer)
+    lrs = [optimizer.param_groups[0]["lr"]]
     for _ in range(steps - 1):
         optimizer.step()
         scheduler.step()
-        lrs.append(float(optimizer.param_groups[0]["lr"]))
+        lrs.append(optimizer.param_groups[0]["lr"])
     return lrs
 
 
-def our_rates(total=TOTAL, peak=PEAK, steps=TOTAL):
-    return rates_of(lambda optimizer: LambdaLR(optimizer, one_cycle(total, peak, LR_MIN, LR_MAX)), steps)
-
-
-@pytest.mark.parametrize(("epochs", "steps_per_epoch", "peak_epoch"), [(24, 97, 5), (24, 4, 5), (5, 50, 1), (7, 3, 6)])
-def test_every_step_equals_torchs_one_cycle(epochs, steps_per_epoch, peak_epoch):
-    total, peak = epochs * steps_per_epoch, peak_epoch * steps_per_epoch - 1
+@given(cycles, rates)
+@example((24 * 97, 5 * 97 - 1), (1e-4, 1e-2))  # the recipe: the last step of epoch 5
+def test_every_step_of_a_cycle_equals_torchs_one_cycle(cycle, pair):
+    (total, peak), (low, high) = cycle, pair
 
     def torchs(optimizer):
         return OneCycleLR(
             optimizer,
-            max_lr=LR_MAX,
+            max_lr=high,
             total_steps=total,
-            pct_start=peak_epoch / epochs,
+            pct_start=(peak + 1) / total,
             anneal_strategy="linear",
-            div_factor=LR_MAX / LR_MIN,
+            div_factor=high / low,
             final_div_factor=1.0,
             cycle_momentum=False,
         )
 
-    assert our_rates(total, peak, total) == pytest.approx(rates_of(torchs, total), rel=1e-12)
+    ours = rates_of(lambda optimizer: LambdaLR(optimizer, one_cycle(total, peak, low, high)), total, high)
+    assert ours == pytest.approx(rates_of(torchs, total, high), rel=1e-9)
 
 
-def test_only_the_last_step_of_the_peak_epoch_runs_at_lr_max():
-    lrs = our_rates()
-    assert [step for step, lr in enumerate(lrs) if lr == LR_MAX] == [PEAK]
-    assert max(lrs) == LR_MAX
+@given(cycles, rates)
+def test_a_cycle_rises_to_its_peak_and_falls_to_lr_min_and_stays_there(cycle, pair):
+    (total, peak), (low, high) = cycle, pair
+    f = one_cycle(total, peak, low, high)
+    values = [f(step) for step in range(total + 5)]
+    assert all(a < b for a, b in zip(values[:peak], values[1 : peak + 1], strict=True))
+    assert all(a > b for a, b in zip(values[peak : total - 1], values[peak + 1 : total], strict=True))
+    assert values[peak] == 1
+    assert values[0] == min(values) == low / high
+    assert set(values[total - 1 :]) == {low / high}
 
 
-def test_the_first_step_the_last_and_all_past_it_run_at_lr_min_and_none_below():
-    lrs = our_rates(steps=TOTAL + 200)
-    assert [lrs[0], *lrs[TOTAL - 1 :]] == pytest.approx([LR_MIN] * 202, rel=1e-12)
-    assert min(lrs) >= LR_MIN * (1 - 1e-12)
+@given(st.integers(-3, 20), st.integers(-3, 20), numbers, numbers)
+@example(3, 1, 0.1, 0.1)
+@example(3, 1, 0.1, 1.0)
+@example(10, 9, 0.1, 1.0)
+@example(10, 3, 0.1, math.inf)
+def test_a_cycle_is_refused_out_of_its_ranges_and_only_there(total, peak, low, high):
+    if 0 < peak < total - 1 and 0 < low < high < math.inf:
+        assert one_cycle(total, peak, low, high)(peak) == 1
+    else:
+        with pytest.raises(ValueError, match=r"peak_step|lr_min"):
+            one_cycle(total, peak, low, high)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (10, 0, 0.1, 1.0),
-        (10, 9, 0.1, 1.0),
-        (10, -1, 0.1, 1.0),
-        (2, 1, 0.1, 1.0),
-        (10, 3, 0.0, 1.0),
-        (10, 3, -0.1, 1.0),
-        (10, 3, 1.0, 1.0),
-        (10, 3, 2.0, 1.0),
-        (10, 3, math.nan, 1.0),
-        (10, 3, 0.1, math.nan),
-        (10, 3, 0.1, math.inf),
-    ],
-)
-def test_a_cycle_out_of_range_is_refused(arguments):
-    with pytest.raises(ValueError, match=r"peak_step|lr_min"):
-        one_cycle(*arguments)
-
-
-def test_an_exponential_sweep_multiplies_by_the_same_factor_each_step():
-    lrs = sweep_rates("exponential", 118, 1e-6, 1.0)
-    assert (len(lrs), lrs[0], lrs[-1]) == (118, 1e-6, 1.0)
-    assert [b / a for a, b in zip(lrs, lrs[1:], strict=False)] == pytest.approx([1e6 ** (1 / 117)] * 117)
+@given(st.integers(2, 300), rates)
+@example(118, (1e-6, 1.0))
+def test_an_exponential_sweep_multiplies_by_the_same_factor_each_step(iters, pair):
+    low, high = pair
+    values = sweep_rates("exponential", iters, low, high)
+    assert (len(values), values[0], values[-1]) == (iters, low, high)
+    factor = (high / low) ** (1 / (iters - 1))
+    assert [b / a for a, b in zip(values, values[1:], strict=False)] == pytest.approx([factor] * (iters - 1))
 
 
 def test_a_linear_sweep_is_torchs_linear_schedule():
-    theirs = rates_of(lambda optimizer: LinearLR(optimizer, 1e-4 / LR_MAX, 1.0, total_iters=117), 118)
-    assert sweep_rates("linear", 118, 1e-4, LR_MAX) == pytest.approx(theirs, rel=1e-9)
+    theirs = rates_of(lambda optimizer: LinearLR(optimizer, 1e-2, 1.0, total_iters=117), 118, 1e-2)
+    assert sweep_rates("linear", 118, 1e-4, 1e-2) == pytest.approx(theirs, rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", SWEEPS)
-@pytest.mark.parametrize("arguments", [(1, 0.1, 1.0), (10, 0.0, 1.0), (10, 1.0, 0.5), (10, math.nan, 1.0)])
-def test_a_sweep_out_of_range_is_refused(kind, arguments):
-    with pytest.raises(ValueError, match=r"iters|lr_start"):
-        sweep_rates(kind, *arguments)
+@given(st.sampled_from(sorted(SWEEPS)), st.integers(-3, 20), numbers, numbers)
+def test_a_sweep_is_refused_out_of_its_ranges_and_only_there(kind, iters, low, high):
+    assume(not 0 < low < 1e-300)  # numpy warns that it cannot spread so many orders of magnitude
+    if iters >= 2 and 0 < low < high < math.inf:
+        assert sweep_rates(kind, iters, low, high)[-1] == high
+    else:
+        with pytest.raises(ValueError, match=r"iters|lr_start"):
+            sweep_rates(kind, iters, low, high)
 
 
 def test_an_unknown_kind_of_sweep_is_refused():

@@ -7,11 +7,20 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from fast_cifar.system.errors import UserError
-from fast_cifar.system.files import atomic_write, is_number, parse_json, read_json, require_writable, write_json
+from fast_cifar.system.files import (
+    atomic_write,
+    is_number,
+    locked,
+    parse_json,
+    read_json,
+    require_writable,
+    write_json,
+)
 
 # The numbers in a valid row of the history and in a valid summary; in a row those of the evaluations may be null.
 ROW = ("epoch", "lr", "train_loss", "train_accuracy", "images_per_second", "seconds", "evaluation_seconds")
@@ -77,6 +86,14 @@ class RunFolder:
         if not os.path.isfile(path / "config.json"):
             raise UserError(f"{path} is not a run folder: it has no config.json")
         return cls(path)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """In the block, no other process can train in this folder.
+
+        Raises:
+            UserError: another one does.
+        """
+        return locked(self.path, f"another process is training in {self.path}; wait for it, or begin a new run")
 
     def tidy(self) -> None:
         """Removes the unfinished files of a killed process, here and in the folders of single runs."""

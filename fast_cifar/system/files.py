@@ -13,6 +13,9 @@ from typing import IO, Any
 
 from fast_cifar.system.errors import UserError
 
+if os.name == "posix":
+    import fcntl
+
 HIGHEST_NUMBER = 1e100
 
 
@@ -113,6 +116,33 @@ def write_json(path: Path, contents: Mapping[str, Any]) -> None:
 def is_number(value: Any) -> bool:
     """Whether a value read from a file is a number: no bool, not infinite, not NaN, and not absurdly large."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= HIGHEST_NUMBER
+
+
+@contextmanager
+def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
+    """Holds a lock on a folder. The system releases it when the process ends, however it ends.
+
+    Where folders cannot be locked (Windows, some network drives), nothing happens.
+
+    Args:
+        busy: the error if another process holds the lock; None waits for it.
+
+    Raises:
+        UserError: `busy`.
+    """
+    if os.name != "posix":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise UserError(busy) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _keep(path: Path, previous: Path) -> None:
