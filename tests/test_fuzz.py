@@ -12,50 +12,28 @@ import pickle
 import random
 import shutil
 import string
+from dataclasses import asdict
 
 import pytest
 import torch
 from PIL import Image
 
-from fast_cifar import TrainOptions, predict, train
+from fast_cifar import TrainOptions, predict
 from fast_cifar.data.load import load_dataset
 from fast_cifar.options import flag_of
 from fast_cifar.predict import evaluate_checkpoint
 from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
-from tests.conftest import SmallNetwork, picture, rows, silent, stopped_at_check, write_class_folder
 from tests.helpers import fake_cifar
+from tests.helpers.images import random_image, write_class_folder
+from tests.helpers.networks import flat, use_small_network
+from tests.helpers.pages import write
+from tests.helpers.runs import resume, rows, stop, stopped_at_check
 
 CASES = int(os.environ.get("FAST_CIFAR_FUZZ", "0"))
 HTML = b"<!DOCTYPE html>\n<html><body>Sign in to the campus network</body></html>\n"
-NONSENSE = [
-    None,
-    True,
-    False,
-    0,
-    1,
-    2,
-    -1,
-    10**30,
-    -(10**400),
-    0.5,
-    1e308,
-    math.nan,
-    math.inf,
-    -math.inf,
-    "",
-    "x",
-    "a\nb",
-    "a\0b",
-    "\ud800",
-    "../..",
-    "x" * 5000,
-    [],
-    [1],
-    ["x", None],
-    {},
-    {"a": {"b": []}},
-]
+NONSENSE = [None, True, False, 0, 1, 2, -1, 10**30, -(10**400), 0.5, 1e308, math.nan, math.inf, -math.inf]
+NONSENSE += ["", "x", "a\nb", "a\0b", "\ud800", "../..", "x" * 5000, [], [1], ["x", None], {}, {"a": {"b": []}}]
 
 
 def cases(kind, few):
@@ -179,12 +157,9 @@ def outcome(action, names, case):
 @pytest.fixture(scope="module", autouse=True)
 def quick_and_small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("build", "predict"):
-            patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
+        use_small_network(patch)
         patch.setattr("fast_cifar.system.device.has_compiler", lambda: False)
-        place = (
-            tmp_path_factory.mktemp("work") / "a/b/c"
-        )  # whatever folder a damaged configuration names, it is in here
+        place = tmp_path_factory.mktemp("work") / "a/b/c"  # contains whatever folder a damaged configuration names
         place.mkdir(parents=True)
         patch.chdir(place)
         yield
@@ -193,26 +168,18 @@ def quick_and_small(tmp_path_factory):
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("resize", [False, True])
 def test_a_damaged_image_is_read_or_named(tmp_path, suffix, resize):
-    write_class_folder(tmp_path / "pictures", per_class=1, suffix=suffix)
-    broken = tmp_path / f"pictures/train/dog/000{suffix}"
+    write_class_folder(tmp_path / "images", per_class=1, suffix=suffix)
+    broken = tmp_path / f"images/train/dog/000{suffix}"
     sound = broken.read_bytes()
     read = 0
     for k, rng in cases(f"image {suffix}", 100):
         broken.write_bytes(damaged(sound, rng))
-        data = outcome(lambda: load_dataset(tmp_path / "pictures", tmp_path / "data", resize=resize), [str(broken)], k)
+        data = outcome(lambda: load_dataset(tmp_path / "images", tmp_path / "data", resize=resize), [str(broken)], k)
         if data is not None:
             assert data.train.images.shape == (2, 32, 32, 3)
             read += 1
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
     assert read < (CASES or 100)
-
-
-def same_data(a, b):
-    return all(
-        torch.equal(getattr(mine, name), getattr(theirs, name))
-        for mine, theirs in ((a.train, b.train), (a.test, b.test))
-        for name in ("images", "labels")
-    )
 
 
 def test_a_damaged_archive_is_refused_by_name(tmp_path, monkeypatch):
@@ -227,25 +194,22 @@ def test_a_damaged_archive_is_refused_by_name(tmp_path, monkeypatch):
             assert (loaded is None) == (bad != sound), k
 
 
-def test_a_damaged_cache_is_made_again_and_never_believed(tmp_path):
-    write_class_folder(tmp_path / "pictures", per_class=2)
-    sound = load_dataset(tmp_path / "pictures", tmp_path / "data")
+def test_a_damaged_cache_is_rebuilt_and_never_used(tmp_path):
+    write_class_folder(tmp_path / "images", per_class=2)
+    sound = flat(asdict(load_dataset(tmp_path / "images", tmp_path / "data")))
     [cache] = (tmp_path / "data/cache").iterdir()
     contents = cache.read_bytes()
     for k, rng in cases("cache", 100):
         cache.write_bytes(damaged(contents, rng))
-        loaded = outcome(lambda: load_dataset(tmp_path / "pictures", tmp_path / "data"), [str(cache)], k)
-        assert same_data(loaded, sound), k
+        loaded = outcome(lambda: load_dataset(tmp_path / "images", tmp_path / "data"), [str(cache)], k)
+        assert flat(asdict(loaded)) == sound, k
 
 
 @pytest.fixture(scope="module")
 def interrupted(quick, tmp_path_factory):
     """The folder of a run of three epochs that was stopped in the third; it has a last.pt and a previous.pt."""
     out = tmp_path_factory.mktemp("interrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        stopped_at_check(14, patch)
-        with pytest.raises(KeyboardInterrupt):
-            train(quick(out=str(out), name="a", epochs=3), log=silent)
+    stop(quick(out=str(out), name="a", epochs=3), stopped_at_check, 14)
     assert (out / "a/previous.pt").exists()
     return out / "a"
 
@@ -262,42 +226,25 @@ def copy_of(interrupted, tmp_path):
 
 
 @pytest.fixture
-def without_pictures(monkeypatch):
+def without_images(monkeypatch):
     for name in ("draw_training_data", "draw_results"):
         monkeypatch.setattr(f"fast_cifar.plots.run_images.{name}", lambda *_: None)
 
 
-def assert_same(a, b, case):
-    assert type(a) is type(b), case
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, case
-        assert torch.equal(a, b), case
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), case
-        for key in a:
-            assert_same(a[key], b[key], case)
-    elif isinstance(a, list):
-        assert len(a) == len(b), case
-        for one, other in zip(a, b, strict=True):
-            assert_same(one, other, case)
-    else:
-        assert a == b, case
-
-
-def test_a_damaged_checkpoint_that_loads_holds_what_the_sound_one_holds(interrupted, tmp_path):
+def test_a_damaged_checkpoint_that_loads_equals_the_sound_one(interrupted, tmp_path):
     data = (interrupted / "last.pt").read_bytes()
-    sound = checkpoint.load_training(interrupted / "last.pt")
+    sound = flat(checkpoint.load_training(interrupted / "last.pt"))
     path = tmp_path / "last.pt"
     for k, rng in cases("checkpoint", 300):
         path.write_bytes(damaged(data, rng))
         contents = outcome(lambda: checkpoint.load_training(path), [str(path)], k)
         if contents is not None:
-            assert_same(contents, sound, k)
+            assert flat(contents) == sound, k
 
 
 def test_a_checkpoint_with_nonsense_in_it_is_used_or_refused(interrupted, tmp_path, quick):
     path, image = tmp_path / "best.pt", tmp_path / "a.png"
-    Image.fromarray(picture()).save(image)
+    Image.fromarray(random_image()).save(image)
     options = quick(eval_only=str(path))
     for k, rng in cases("contents", 100):
         torch.save(altered(torch.load(interrupted / "best.pt", weights_only=True), rng), path)
@@ -305,14 +252,14 @@ def test_a_checkpoint_with_nonsense_in_it_is_used_or_refused(interrupted, tmp_pa
         outcome(lambda: evaluate_checkpoint(options), [str(path), *map(flag_of, options.as_dict()), "no data"], k)
 
 
-def test_a_run_with_damaged_checkpoints_goes_on_or_names_one(copy_of, without_pictures):
+def test_a_run_with_damaged_checkpoints_resumes_or_names_one(copy_of, without_images):
     for k, rng in cases("resume", 20):
         folder = copy_of()
         for name in rng.choice([["last.pt"], ["last.pt", "previous.pt"]]):
             path = folder / name
             path.write_bytes(damaged(path.read_bytes(), rng))
         before = {path: path.read_bytes() for path in folder.iterdir()}
-        summary = outcome(lambda folder=folder: train(TrainOptions(resume=str(folder)), log=silent), [".pt"], k)
+        summary = outcome(lambda folder=folder: resume(folder), [".pt"], k)
         if summary is None:
             assert {path: path.read_bytes() for path in folder.iterdir()} == before, k
         else:
@@ -328,15 +275,15 @@ def resumed(folder, name, few):
         path.write_bytes(damaged_json(sound, rng))
         said = [str(path.parent), "no data set", "has no train/ folder", "unknown device"]
         names = [*said, *map(flag_of, TrainOptions().as_dict())]
-        yield outcome(lambda path=path: train(TrainOptions(resume=str(path.parent)), log=silent), names, k)
+        yield outcome(lambda path=path: resume(path.parent), names, k)
 
 
-def test_a_run_with_a_damaged_configuration_goes_on_or_says_why_not(copy_of, without_pictures):
+def test_a_run_with_a_damaged_configuration_resumes_or_says_why_not(copy_of, without_images):
     outcomes = list(resumed(copy_of, "config.json", 60))
     assert None in outcomes
 
 
-def test_a_run_with_a_damaged_history_goes_on_or_says_why_not(copy_of, tmp_path, without_pictures):
+def test_a_run_with_a_damaged_history_resumes_or_says_why_not(copy_of, tmp_path, without_images):
     outcomes = []
     for summary in resumed(copy_of, "metrics.jsonl", 40):
         outcomes.append(summary)
@@ -346,12 +293,12 @@ def test_a_run_with_a_damaged_history_goes_on_or_says_why_not(copy_of, tmp_path,
     assert None in outcomes
 
 
-def test_a_finished_run_with_a_damaged_summary_says_so(copy_of, without_pictures):
-    summary = train(TrainOptions(resume=str(copy_of())), log=silent)
+def test_a_damaged_summary_of_a_finished_run_is_used_or_refused(copy_of, without_images):
+    summary = resume(copy_of())
 
     def finished():
         folder = copy_of()
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write(folder / "summary.json", summary)
         return folder
 
     outcomes = list(resumed(finished, "summary.json", 60))
@@ -359,7 +306,7 @@ def test_a_finished_run_with_a_damaged_summary_says_so(copy_of, without_pictures
 
 
 class Harm:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -368,21 +315,21 @@ class Harm:
         return (open, (str(self.path), "w"))
 
 
-def test_no_pickle_in_a_file_of_ours_is_run(interrupted, tmp_path, class_folder, quick):
+def test_no_code_in_a_checkpoint_or_cache_is_executed(interrupted, tmp_path, class_folder, quick):
     load_dataset(class_folder, tmp_path / "data")
     [cache] = (tmp_path / "data/cache").iterdir()
     sound = torch.load(interrupted / "last.pt", weights_only=True), torch.load(cache, weights_only=True)
-    crater = tmp_path / "harm"
+    harm = tmp_path / "harm"
     for key in [*sound[0], "other"]:
-        torch.save(sound[0] | {key: Harm(crater)}, tmp_path / "last.pt")
+        torch.save(sound[0] | {key: Harm(harm)}, tmp_path / "last.pt")
         with pytest.raises(UserError, match=r"last\.pt is not a readable checkpoint"):
             checkpoint.load_training(tmp_path / "last.pt")
     for key in [*sound[1], "other"]:
-        torch.save(sound[1] | {key: Harm(crater)}, cache)
+        torch.save(sound[1] | {key: Harm(harm)}, cache)
         assert len(load_dataset(class_folder, tmp_path / "data").train) == 24
     for path in (tmp_path / "last.pt", cache):
-        path.write_bytes(pickle.dumps(Harm(crater)))
+        path.write_bytes(pickle.dumps(Harm(harm)))
     with pytest.raises(UserError, match=r"last\.pt is not a readable checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
     load_dataset(class_folder, tmp_path / "data")
-    assert not crater.exists()
+    assert not harm.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,17 +12,15 @@ from torch import Tensor
 
 from fast_cifar.augment import apply
 from fast_cifar.loader import DeviceLoader, channel_statistics
+from tests.helpers.devices import DEVICES, MPS
+from tests.helpers.images import MEAN, STD, random_images
 
-MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
-PRESENT = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-DEVICES = [device for device, present in PRESENT.items() if present]
 N, BATCH = 70, 16
 
 
 def data(n: int = N, height: int = 32, width: int = 32) -> tuple[Tensor, Tensor]:
     """Random images; an image's label is its number."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (n, height, width, 3), dtype=torch.uint8, generator=generator), torch.arange(n)
+    return random_images(n, height, width), torch.arange(n)
 
 
 def make(n: int = N, *, train: bool = True, device: str = "cpu", **options) -> DeviceLoader:
@@ -33,7 +32,7 @@ def labels_of(loader: DeviceLoader) -> list[int]:
 
 
 def assert_equals_apply(loader: DeviceLoader, epoch: int, **options) -> None:
-    """Every batch of the epoch is `apply` on the pictures and draws that `loader.draws` names."""
+    """Every batch of the epoch is `apply` on the images and draws that `loader.draws` names."""
     images, labels = loader.images.cpu(), loader.labels.cpu()
     loader.set_epoch(epoch)
     permutation, draws = loader.draws(epoch)
@@ -50,7 +49,7 @@ def assert_equals_apply(loader: DeviceLoader, epoch: int, **options) -> None:
         assert torch.equal(targets.cpu(), labels[permutation[part].cpu()])
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, MPS])
 @pytest.mark.parametrize("pad_mode", ["zeros", "reflect"])
 @pytest.mark.parametrize(
     "options",
@@ -61,7 +60,7 @@ def test_training_batches_equal_apply(options, pad_mode, device):
     assert_equals_apply(make(device=device, pad_mode=pad_mode, **options), epoch=3, **to_apply)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, MPS])
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"pad_mode": "reflect", "padding": 3, "cutout": 5}])
 def test_compiled_training_batches_equal_apply(options, device):
     assert_equals_apply(make(device=device, compile=True, **options), epoch=1, **options)
@@ -84,11 +83,6 @@ def test_evaluation_hands_out_all_images_in_order_and_as_they_are(compile):
     torch.testing.assert_close(torch.cat([inputs for inputs, _ in batches]), expected)
 
 
-def test_evaluation_batches_equal_apply_without_augmentation():
-    loader = make(train=False)
-    assert_equals_apply(loader, epoch=0, padding=0, cutout=0)
-
-
 @pytest.mark.parametrize("compile", [False, True])
 def test_evaluation_may_be_given_a_slice_of_a_larger_tensor(compile):
     images, labels = data(N + 11)
@@ -105,62 +99,46 @@ def test_evaluation_keeps_no_second_copy_of_the_images():
     assert loader.images.data_ptr() == images.data_ptr()
 
 
-def test_the_images_of_a_training_loader_are_the_ones_given():
+def test_the_images_of_a_training_loader_are_those_given():
     assert torch.equal(make(pad_mode="reflect").images, data()[0])
 
 
-def test_an_epoch_hands_out_every_image_at_most_once_and_drops_the_short_batch():
-    handed_out = labels_of(make())
-    assert len(handed_out) == 64 == len(set(handed_out))
-    assert handed_out != sorted(handed_out)
-
-
-def test_an_epoch_that_divides_evenly_hands_out_every_image_once():
-    assert sorted(labels_of(make(64))) == list(range(64))
-
-
 @pytest.mark.parametrize(
-    ("n", "train", "length"), [(70, True, 4), (70, False, 5), (64, True, 4), (64, False, 4), (16, True, 1)]
+    ("n", "train", "length", "images"),
+    [(70, True, 4, 64), (70, False, 5, 70), (64, True, 4, 64), (16, True, 1, 16)],
 )
-def test_length_is_the_number_of_batches(n, train, length):
+def test_an_epoch_hands_out_every_image_once_and_in_training_drops_the_short_batch(n, train, length, images):
     loader = make(n, train=train)
+    handed_out = labels_of(loader)
     assert len(loader) == length == len(list(loader))
+    assert len(handed_out) == images == len(set(handed_out))
+    assert (handed_out == sorted(handed_out)) is not train
 
 
-def test_each_time_it_is_iterated_to_its_end_it_moves_on_to_the_next_epoch():
+def test_iterating_to_the_end_moves_to_the_next_epoch():
     loader, other = make(), make()
     for epoch in range(3):
         assert loader.epoch == epoch
+        next(iter(loader))  # leaving early does not
         other.set_epoch(epoch)
         assert labels_of(loader) == labels_of(other)
 
 
-def test_an_iterator_that_is_left_early_does_not_move_on():
-    loader = make()
-    next(iter(loader))
-    assert loader.epoch == 0
-
-
-def test_set_epoch_overrides_an_iterator_that_is_under_way():
+def test_set_epoch_overrides_the_next_epoch_of_an_iterator_in_progress():
     loader = make()
     batches = iter(loader)
     next(batches)
     loader.set_epoch(7)
+    assert torch.equal(next(batches)[1], loader.draws(0)[0][BATCH : 2 * BATCH])
     list(batches)
     assert loader.epoch == 7
 
 
-@pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
-def test_another_epoch_or_seed_draws_something_else(other):
-    loader = make(seed=other.get("seed", 0))
-    permutation, draws = loader.draws(other.get("epoch", 0))
-    first_permutation, first_draws = make().draws(0)
-    assert not torch.equal(permutation, first_permutation)
-    assert not torch.equal(draws.crop_y, first_draws.crop_y)
-
-
-def test_seed_and_epoch_are_not_interchangeable():
-    assert not torch.equal(make(seed=1).draws(2)[0], make(seed=2).draws(1)[0])
+def test_each_epoch_and_each_seed_draw_something_else():
+    permutations = [make(seed=seed).draws(epoch)[0] for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 2), (2, 1))]
+    crops = [make(seed=seed).draws(epoch)[1].crop_y for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    for a, b in [*combinations(permutations, 2), *combinations(crops, 2)]:
+        assert not torch.equal(a, b)
 
 
 def test_an_epoch_does_not_depend_on_the_epochs_before_it():
@@ -172,7 +150,7 @@ def test_an_epoch_does_not_depend_on_the_epochs_before_it():
     assert labels_of(loader) == labels_of(fresh)
 
 
-def test_iterators_that_run_side_by_side_do_not_disturb_each_other():
+def test_two_iterators_at_once_do_not_disturb_each_other():
     loader = make()
     for (first, first_labels), (second, second_labels) in zip(loader, loader, strict=True):
         assert torch.equal(first, second)
@@ -186,19 +164,14 @@ def flips_by_image(loader: DeviceLoader, epoch: int) -> Tensor:
 
 def test_alternating_flips_mirror_each_image_in_every_other_epoch():
     loader = make(1000, alternate_flips=True)
-    first = flips_by_image(loader, 0)
+    first, other_seed = (flips_by_image(one, 0) for one in (loader, make(1000, alternate_flips=True, seed=1)))
     assert 400 < first.sum() < 600
+    assert 400 < (first != other_seed).sum() < 600
     for epoch in range(1, 5):
         assert torch.equal(flips_by_image(loader, epoch), first ^ (epoch % 2 == 1))
 
 
-def test_alternating_flips_begin_otherwise_with_another_seed():
-    first, other = (flips_by_image(make(1000, alternate_flips=True, seed=seed), 0) for seed in (0, 1))
-    assert 400 < (first != other).sum() < 600
-
-
-def test_alternating_flips_have_nothing_to_do_with_crops_and_order():
-    """Also not in the epoch whose number could have been taken for theirs."""
+def test_alternating_flips_are_independent_of_crops_and_order():
     for epoch in (0, 1):
         permutation, draws = make(4000, alternate_flips=True).draws(epoch)
         plain_permutation, plain = make(4000).draws(epoch)
@@ -212,14 +185,7 @@ def test_training_batches_with_alternating_flips_equal_apply():
     assert_equals_apply(make(alternate_flips=True), epoch=3)
 
 
-def test_an_iterator_keeps_the_epoch_it_was_made_in():
-    loader = make()
-    batches = iter(loader)
-    loader.set_epoch(1)
-    assert torch.equal(next(batches)[1], loader.draws(0)[0][:BATCH])
-
-
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, MPS])
 def test_every_device_gets_the_same_draws(device):
     here, there = make().draws(2), make(device=device).draws(2)
     assert there[0].device.type == there[1].crop_y.device.type == device
@@ -228,7 +194,7 @@ def test_every_device_gets_the_same_draws(device):
         assert torch.equal(getattr(here[1], name), getattr(there[1], name).cpu())
 
 
-def test_global_random_state_is_left_alone():
+def test_the_global_random_state_is_unchanged_afterwards():
     def states() -> tuple[str, ...]:
         numpy_state = np.random.get_state()  # noqa: NPY002
         return str(torch.get_rng_state().tolist()), str(random.getstate()), str(numpy_state)
@@ -247,17 +213,21 @@ def test_mean_and_std_are_those_of_the_images():
     np.testing.assert_allclose(loader.std, pixels.std(axis=0), rtol=1e-12)
 
 
-def test_statistics_do_not_depend_on_the_chunks(monkeypatch):
+def test_statistics_and_store_do_not_depend_on_the_chunks(monkeypatch):
     images, _ = data(50)
-    whole = channel_statistics(images)
+    statistics, batches = channel_statistics(images), [inputs for inputs, _ in make()]
     monkeypatch.setattr("fast_cifar.loader.CHUNK", 7)
-    assert channel_statistics(images) == whole
+    assert channel_statistics(images) == statistics
+    assert all(torch.equal(inputs, other) for (inputs, _), other in zip(make(), batches, strict=True))
 
 
-def test_the_store_does_not_depend_on_the_chunks(monkeypatch):
-    whole = [inputs for inputs, _ in make()]
-    monkeypatch.setattr("fast_cifar.loader.CHUNK", 7)
-    assert all(torch.equal(inputs, other) for (inputs, _), other in zip(make(), whole, strict=True))
+def test_numpy_arrays_give_the_same_batches_as_tensors():
+    images, labels = data()
+    arrays = DeviceLoader(images.numpy(), labels.numpy(), BATCH, train=True, device="cpu")
+    tensors = DeviceLoader(images, labels, BATCH, train=True, device="cpu")
+    for (inputs, targets), (other, others) in zip(arrays, tensors, strict=True):
+        assert torch.equal(inputs, other)
+        assert torch.equal(targets, others)
 
 
 def test_a_channel_that_never_varies_becomes_zero():
@@ -296,11 +266,8 @@ def test_an_evaluation_batch_may_be_larger_than_the_data():
     assert [len(labels) for _, labels in DeviceLoader(*data(), N + 1, train=False, device="cpu")] == [N]
 
 
-def test_an_empty_data_set_is_refused():
+def test_an_empty_data_set_and_a_negative_epoch_are_refused():
     with pytest.raises(ValueError, match="no images"):
         make(0, train=False)
-
-
-def test_a_negative_epoch_is_refused():
     with pytest.raises(ValueError, match="epoch"):
         make().set_epoch(-1)

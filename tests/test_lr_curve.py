@@ -1,4 +1,4 @@
-"""Reading range tests off made-up curves whose suggestions are known, of one seed and of several."""
+"""Reading made-up curves whose suggestions are known, of one seed and of several."""
 
 import numpy as np
 import pytest
@@ -42,12 +42,7 @@ def test_an_early_spike_does_not_move_the_suggestion(where, height):
     assert np.log10(found.minimum) == pytest.approx(np.log10(clean.minimum), abs=0.3)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_noise_moves_lr_max_by_less_than_a_factor_of_two(seed):
-    assert abs(np.log2(read(curve(0.05, seed)).lr_max / read(curve()).lr_max)) < 1
-
-
-def test_a_later_explosion_means_a_higher_lr_max():
+def test_a_later_divergence_means_a_higher_lr_max():
     assert read(curve(diverges_at=3e-1)).lr_max > 1.5 * read(curve(diverges_at=3e-2)).lr_max
 
 
@@ -58,18 +53,12 @@ def test_the_shortest_curves_can_be_read(losses):
     assert 0 < found.lr_min < found.lr_max <= 0.1 * (1 + 1e-9)
 
 
-def test_a_loss_that_only_falls_is_read_to_its_end():
-    found = read(np.linspace(4.0, 1.0, 118))
-    assert found.minimum == pytest.approx(1.0, rel=0.3)
-    assert found.lr_min < found.lr_max <= 1.0
-
-
 def test_smoothing_keeps_a_straight_line_straight():
     line = np.linspace(3.0, 1.0, 60)
     assert smooth(line)[10:-10] == pytest.approx(line[10:-10], abs=1e-6)
 
 
-def test_a_spike_is_no_divergence():
+def test_a_spike_is_not_a_divergence():
     losses = [2.3] * 20
     for end in range(20):
         spiked = [*losses[:end], 100.0, *losses[end + 1 :]]
@@ -82,14 +71,14 @@ def test_a_lasting_rise_is_a_divergence():
     assert 40 < stops[0] < 60
 
 
-def test_noise_around_a_low_loss_is_no_divergence():
+def test_noise_around_a_low_loss_is_not_a_divergence():
     rng = np.random.default_rng(0)
     losses = [*np.linspace(4.0, 0.1, 40), *(0.1 + 0.05 * rng.random(60))]
     assert not any(has_diverged(losses[:n]) for n in range(1, 101))
 
 
 def real(decades):
-    """As on CIFAR-10 at batch 512: a steep fall, a long slow one, a flat basin at 5e-3, an explosion."""
+    """As on CIFAR-10 at batch 512: a steep fall, a long slow one, a flat basin at 5e-3, a divergence."""
     loss = 2.1 + 2.6 / (1 + np.exp(4 * (decades + 4.9))) - 0.25 * np.clip(decades + 4.5, 0, None)
     return loss + 0.3 * np.exp(np.clip(4 * (decades + 1.9), -50, 2.5))
 
@@ -145,13 +134,11 @@ def test_lr_max_is_the_middle_of_the_basin(monkeypatch, basin):
     assert np.log10(suggest(LRS, lopsided).lr_max) == pytest.approx(-2 - basin * 4 / 3, abs=0.06)
 
 
-def test_the_divergence_is_where_a_quarter_of_the_fall_is_lost_again():
-    losses = np.array([3.0, 2.0, 1.0, 1.2, 1.49, 1.51, 1.4, 1.6, 4.0])
-    assert divergence(list(range(1, 10)), losses) == 8.0
-
-
-def test_a_divergence_without_warning_is_at_the_last_rate():
-    assert divergence([1.0, 2.0, 3.0], np.array([3.0, 2.0, 1.0])) == 3.0
+@pytest.mark.parametrize(
+    ("losses", "where"), [([3.0, 2.0, 1.0, 1.2, 1.49, 1.51, 1.4, 1.6, 4.0], 8.0), ([3.0, 2.0, 1.0], 3.0)]
+)
+def test_the_divergence_is_where_a_quarter_of_the_fall_is_lost_for_good_or_at_the_end(losses, where):
+    assert divergence([float(rate) for rate in range(1, len(losses) + 1)], np.array(losses)) == where
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -230,11 +217,8 @@ def test_the_interval_is_students_t_on_a_logarithmic_scale():
     assert (result.lowest, result.highest) == (1e-3, 1e-1)
 
 
-def test_two_seeds_have_no_interval():
+def test_two_seeds_have_no_interval_and_seeds_that_agree_one_of_no_width():
     assert combined(curve_of(1e-3), curve_of(1e-2)).lr_max_spread.interval is None
-
-
-def test_seeds_that_agree_have_no_spread():
     result = spread([0.25] * 4)
     assert result.factor == pytest.approx(1)
     assert result.interval == pytest.approx((0.25, 0.25))
@@ -267,16 +251,13 @@ def test_the_divergence_is_the_mean_where_half_of_the_seeds_diverged():
     assert combined(*(curve_of(0.1, diverges_at=at) for at in (0.2, None, None))).divergence is None
 
 
-def test_seeds_within_a_factor_of_two_agree():
+def test_seeds_that_differ_by_more_than_a_factor_of_two_have_a_warning():
     assert combined(curve_of(1e-3), curve_of(1.9e-3)).warnings == []
-
-
-def test_seeds_beyond_a_factor_of_two_disagree():
     (line,) = combined(curve_of(1e-3), curve_of(2.1e-3)).warnings
     assert "a factor of 2.1, 0.001 to 0.0021" in line
 
 
-def test_a_sweep_that_never_diverged_should_go_on():
+def test_a_sweep_that_never_diverged_should_be_longer():
     endless = curve_of(1e-3, diverges_at=None)
     assert "--lr-end 10" in combined(endless).warnings[0]
     assert "1 of 3 seeds" in combined(endless, curve_of(1e-3), curve_of(1e-3)).warnings[0]
@@ -292,12 +273,12 @@ def test_a_fall_after_a_rise_may_be_a_recovery():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("shape", [real, late])
-def test_noise_on_the_plateau_is_no_rise(shape, seed):
+def test_noise_on_the_plateau_is_not_a_rise(shape, seed):
     smoothed = smooth(sweep_of(shape, 0.1, np.random.default_rng(seed))[1]).tolist()
     assert combined(curve_of(1e-3, smoothed)).warnings == []
 
 
-def test_known_warnings_come_first():
+def test_the_warnings_given_come_first():
     result = combine([curve_of(1e-3, diverges_at=None)], sweep="linear", lr_end=1.0, seeds=[4], warnings=["seed 7 ..."])
     assert result.warnings[0] == "seed 7 ..."
     assert len(result.warnings) == 2

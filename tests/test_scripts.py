@@ -1,6 +1,5 @@
 """The two scripts as a user runs them: what they print, how they refuse, and with which exit code."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import run_lrfind
 import run_train
 from tests.helpers.images import write_class_folder
+from tests.helpers.runs import read_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,29 +40,24 @@ def refused(result):
     return errors
 
 
+SYNTHETIC = ["--data", "synthetic"]
 TRAIN_REFUSALS = {
     "an unknown option": (["--colour"], "--colour"),
-    "an abbreviated option": (["--epoch", "3"], "--epoch"),
-    "a value of the wrong type": (["--epochs", "many"], "--epochs"),
+    "a line break": (["a\nb\u2028c"], "a b c"),
+    "a value out of range": (["--epochs", "0"], "--epochs"),
     "an unknown data name": (["--data", "cifar11"], "cifar11"),
-    "a batch of none": (["--batch-size", "0"], "--batch-size"),
-    "a batch above the data": (["--data", "synthetic", "--limit-train", "100", "--batch-size", "101"], "--batch-size"),
-    "no epochs": (["--epochs", "0"], "--epochs"),
-    "a peak at the end": (["--peak-epoch", "24"], "--peak-epoch"),
-    "a rate of zero": (["--lr-max", "0"], "--lr-max"),
-    "a negative rate": (["--lr-max", "-1"], "--lr-max"),
-    "a rate that is not a number": (["--lr-max", "nan"], "--lr-max"),
-    "LRMIN above LRMAX": (["--lr-min", "1", "--lr-max", "0.1"], "--lr-min"),
-    "dropout of everything": (["--dropout", "1"], "--dropout"),
-    "label smoothing below 0": (["--label-smoothing", "-0.1"], "--label-smoothing"),
-    "a negative padding": (["--padding", "-1"], "--padding"),
-    "a cutout larger than the image": (["--cutout", "33"], "--cutout"),
-    "an unknown device": (["--data", "synthetic", "--device", "abacus"], "abacus"),
-    "fp16 on a CPU": (["--data", "synthetic", "--device", "cpu", "--amp", "--amp-dtype", "fp16"], "fp16"),
-    "a run that is none": (["--resume", "nowhere"], "nowhere"),
-    "a checkpoint that is none": (["--eval-only", "nowhere.pt"], "nowhere.pt"),
-    "too small a held-out split": (["--data", "synthetic", "--val-split", "3"], "--val-split"),
-    "too few steps": (["--data", "synthetic", "--limit-train", "64", "--batch-size", "64", "--epochs", "2"], "steps"),
+    "a batch above the data": ([*SYNTHETIC, "--limit-train", "100", "--batch-size", "101"], "--batch-size"),
+    "an unknown device": ([*SYNTHETIC, "--device", "abacus"], "abacus"),
+    "fp16 on a CPU": ([*SYNTHETIC, "--device", "cpu", "--amp", "--amp-dtype", "fp16"], "fp16"),
+    "a run folder that does not exist": (["--resume", "nowhere"], "nowhere"),
+    "a checkpoint that does not exist": (["--eval-only", "nowhere.pt"], "nowhere.pt"),
+    "fewer images than classes": ([*SYNTHETIC, "--limit-train", "3"], "--limit-train"),
+    "too small a held-out split": ([*SYNTHETIC, "--val-split", "3"], "--val-split"),
+    "too large a held-out split": (
+        [*SYNTHETIC, "--limit-train", "100", "--val-split", "95", "--batch-size", "5"],
+        "--val-split",
+    ),
+    "too few steps": ([*SYNTHETIC, "--limit-train", "64", "--batch-size", "64", "--epochs", "2"], "steps"),
 }
 
 
@@ -77,11 +72,7 @@ def test_training_refuses(run_here, tmp_path, case):
     ("arguments", "named"),
     [
         (["--epochs", "3"], "--epochs"),
-        (["--lr-start", "1", "--lr-end", "0.1"], "--lr-start"),
         (["--iters", "9"], "--iters"),
-        (["--lr-end", "nan"], "--lr-end"),
-        (["--repeats", "0"], "--repeats"),
-        (["--sweep", "cosine"], "--sweep"),
         (["--loss-on", "val"], "--val-split"),
         (["--data", "nowhere"], "nowhere"),
     ],
@@ -103,15 +94,12 @@ def test_images_of_another_size_are_named_and_resize_offered(run_here, tmp_path)
     assert "--resize" in line
 
 
-def test_the_summary_is_printed_and_nothing_is_trained(run_here, tmp_path):
-    code, output, _ = run_here(run_train.main, "--summary")
+@pytest.mark.parametrize(("data", "parameters"), [("cifar10", "6,573,120"), ("cifar100", "6,619,200")])
+def test_the_summary_is_printed_and_nothing_is_trained(run_here, tmp_path, data, parameters):
+    code, output, _ = run_here(run_train.main, "--summary", "--data", data)
     assert code == 0
-    assert "6,573,120" in output
+    assert parameters in output
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_summary_of_100_classes_counts_100(run_here):
-    assert "6,619,200" in run_here(run_train.main, "--summary", "--data", "cifar100")[1]
 
 
 def test_a_run_prints_a_line_an_epoch_and_its_checkpoint_can_be_tested(run_here, small_network, class_folder, tmp_path):
@@ -121,7 +109,7 @@ def test_a_run_prints_a_line_an_epoch_and_its_checkpoint_can_be_tested(run_here,
     )
     assert (code, errors) == (0, "")
     assert output.count("images/sec |") == 2
-    accuracy = json.loads((tmp_path / "runs/a/summary.json").read_text())["test_accuracy"]
+    accuracy = read_json(tmp_path / "runs/a/summary.json")["test_accuracy"]
     code, output, _ = run_here(run_train.main, "--eval-only", "runs/a/last.pt", *common)
     assert code == 0
     assert f"/24 ({accuracy:.2%})" in output
@@ -137,13 +125,7 @@ def test_the_line_that_the_range_test_prints_trains(run_here, small_network, cla
     assert run_here(run_train.main, *words[2:], "--epochs", 2)[0] == 0
 
 
-def test_a_mistyped_option_is_refused_without_waiting_for_torch():
-    code = "import sys, run_train; sys.argv = ['x', '--colour']; c = run_train.main(); print(c, 'torch' in sys.modules)"
-    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert finished.stdout.split() == ["2", "False"]
-
-
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_ends_with_130_and_says_how_to_resume(tmp_path):
     command = [sys.executable, ROOT / "run_train.py", "--data", "synthetic", "--limit-train", "80", "--device", "cpu"]
     process = subprocess.Popen(
         [*command, "--limit-test", "20", "--batch-size", "8", "--name", "a", "--lr-max", "0.001"],

@@ -1,4 +1,4 @@
-"""The soak test, small: a few runs that are interrupted and resumed leave nothing behind and end as if left alone."""
+"""The soak test with a few runs: interrupted and resumed, they leave nothing behind and end as if never interrupted."""
 
 import re
 import subprocess

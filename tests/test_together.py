@@ -1,4 +1,4 @@
-"""Several runs at once that share their pictures, their download and their output folder: none disturbs another."""
+"""Several runs at once that share their images, their download and their output folder: none disturbs another."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ import torch
 
 from fast_cifar.data import cache
 from fast_cifar.data.splits import Dataset, Split
-from tests.conftest import rows, without_times
 from tests.helpers import fake_cifar
 from tests.helpers.archive_server import Server, resumable
+from tests.helpers.networks import flat
+from tests.helpers.runs import read_json, rows, rows_without_times
 
 ROOT = Path(__file__).parent.parent
 
-# Loads all that it needs, says so, waits for the word, and trains the small network.
+# Imports what it needs, says so, waits for its options, and trains the small network.
 WORKER = """
 import json, sys
 import pytest
 from fast_cifar import TrainOptions, train
 from fast_cifar.system.errors import run_script
 from tests.helpers import fake_cifar
-from tests.conftest import SmallNetwork, silent
+from tests.helpers.networks import use_small_network
+from tests.helpers.runs import silent
 
 patch = pytest.MonkeyPatch()
-for module in ("build", "predict"):
-    patch.setattr(f"fast_cifar.{module}.CustomResNet", SmallNetwork)
+use_small_network(patch)
 if len(sys.argv) > 1:
     fake_cifar.publish(patch, "cifar10", open(sys.argv[1], "rb").read())
 print("ready", flush=True)
@@ -69,7 +70,7 @@ def together() -> Iterator[Callable[..., list[str]]]:
 
 @pytest.fixture
 def recipe(class_folder, tmp_path) -> dict[str, object]:
-    """Two epochs of a class folder that nobody has decoded yet."""
+    """Two epochs of a class folder without a cache."""
     places = {"data": str(class_folder), "data_dir": str(tmp_path / "data"), "out": str(tmp_path / "runs")}
     return places | {"epochs": 2, "batch_size": 8, "lr_max": 0.001, "device": "cpu", "deterministic": True}
 
@@ -79,45 +80,44 @@ def names_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def assert_the_same_and_whole(runs: list[Path]) -> None:
-    first = torch.load(runs[0] / "last.pt", weights_only=True)["model"]
+def assert_equal_and_complete(runs: list[Path]) -> None:
+    first = flat(torch.load(runs[0] / "last.pt", weights_only=True)["model"])
     for run in runs:
         assert [row["epoch"] for row in rows(run)] == [1, 2]
-        assert [*map(without_times, rows(run))] == [*map(without_times, rows(runs[0]))]
-        model = torch.load(run / "last.pt", weights_only=True)["model"]
-        assert all(torch.equal(value, model[name]) for name, value in first.items())
-        assert json.loads((run / "config.json").read_text())["name"] == run.name
+        assert rows_without_times(run) == rows_without_times(runs[0])
+        assert flat(torch.load(run / "last.pt", weights_only=True)["model"]) == first
+        assert read_json(run / "config.json")["name"] == run.name
         assert names_in(run) == names_in(runs[0])
         assert not [name for name in names_in(run) if name.startswith(".")]
 
 
-def test_three_that_decode_the_same_folder_first_have_the_same_pictures(together, recipe, tmp_path):
+def test_three_runs_that_decode_the_same_folder_first_have_the_same_images(together, recipe, tmp_path):
     names = ["a", "b", "c"]
     assert together(*(recipe | {"name": name} for name in names)) == ["", "", ""]
-    assert_the_same_and_whole([tmp_path / "runs" / name for name in names])
+    assert_equal_and_complete([tmp_path / "runs" / name for name in names])
     (decoded,) = names_in(tmp_path / "data")
     assert decoded.startswith("cache/")
     assert decoded.endswith(".pt")
 
 
-def test_three_without_a_name_have_a_folder_each(together, recipe, tmp_path):
+def test_three_runs_without_a_name_have_a_folder_each(together, recipe, tmp_path):
     assert together(recipe, recipe, recipe) == ["", "", ""]
     runs = sorted((tmp_path / "runs").iterdir())
     assert len(runs) == 3
-    assert_the_same_and_whole(runs)
+    assert_equal_and_complete(runs)
 
 
-def test_of_two_with_the_same_name_one_trains_and_the_other_says_why_not(together, recipe, tmp_path):
+def test_of_two_runs_with_the_same_name_one_trains_and_the_other_is_refused(together, recipe, tmp_path):
     errors = sorted(together(recipe | {"name": "a"}, recipe | {"name": "a"}))
     assert errors[0] == ""
     assert errors[1].startswith("error: ")
     assert len(errors[1].splitlines()) == 1
     assert str(tmp_path / "runs" / "a") in errors[1]
-    assert_the_same_and_whole([tmp_path / "runs" / "a"])
+    assert_equal_and_complete([tmp_path / "runs" / "a"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a folder cannot be locked there")
-def test_two_that_download_the_same_archive_first_fetch_it_once(together, recipe, tmp_path):
+def test_two_runs_that_download_the_same_archive_first_fetch_it_once(together, recipe, tmp_path):
     archive = tmp_path / "official.tar.gz"
     archive.write_bytes(fake_cifar.build("cifar10"))
     server = Server(resumable(archive.read_bytes()))
@@ -129,7 +129,7 @@ def test_two_that_download_the_same_archive_first_fetch_it_once(together, recipe
         server.shutdown()
         server.server_close()
     assert server.ranges == [None]
-    assert_the_same_and_whole([tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
+    assert_equal_and_complete([tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
     assert names_in(tmp_path / "data") == ["cache/cifar10.pt", "cifar-10-python.tar.gz"]
     downloaded = (tmp_path / "data" / "cifar-10-python.tar.gz").read_bytes()
     assert hashlib.md5(downloaded).digest() == hashlib.md5(archive.read_bytes()).digest()
@@ -137,12 +137,12 @@ def test_two_that_download_the_same_archive_first_fetch_it_once(together, recipe
 
 def test_a_cache_that_is_being_replaced_is_read_whole(tmp_path):
     """Each data set holds one number only, so that a mixture of two, or a part of one, would show."""
-    path, keys = tmp_path / "cache" / "pictures.pt", {"train": "key", "test": "key"}
+    path, keys = tmp_path / "cache" / "images.pt", {"train": "key", "test": "key"}
     over = threading.Event()
 
     def dataset(number: int) -> Dataset:
         split = Split(torch.full((20, 32, 32, 3), number, dtype=torch.uint8), torch.full((20,), number))
-        return Dataset("pictures", split, split, ["cat", "dog"])
+        return Dataset("images", split, split, ["cat", "dog"])
 
     def write(start: int) -> None:
         for number in range(start, 256, 2):
@@ -167,4 +167,4 @@ def test_a_cache_that_is_being_replaced_is_read_whole(tmp_path):
         for writer in writers:
             writer.join()
     assert len(seen) > 1
-    assert names_in(tmp_path) == ["cache/pictures.pt"]
+    assert names_in(tmp_path) == ["cache/images.pt"]

@@ -5,7 +5,7 @@
 
 Each run trains a small network on a few images. Ctrl-C strikes at a random moment, sometimes twice, and the run is
 resumed until it is finished: then its history must hold every epoch once, its folder the files of a run that was left
-alone, and its last.pt the same weights. One run in ten draws its pictures, too, which takes longer than to train.
+alone, and its last.pt the same weights. One run in ten draws its images, too, which takes longer than to train.
 Memory, open files and threads are measured after some runs and at the end. One line sums up; the exit status is 1 if
 anything went wrong or grew. Needs Linux, which says in /proc what is in use.
 """
@@ -32,15 +32,18 @@ from types import FrameType
 from typing import NamedTuple
 from unittest import mock
 
+import pytest
 import torch
 
 from fast_cifar import TrainOptions, train
-from tests.conftest import SmallNetwork, rows, silent, write_class_folder
+from tests.helpers.images import write_class_folder
+from tests.helpers.networks import use_small_network
+from tests.helpers.runs import rows, silent
 
 EPOCHS = 3
 ODDS_OF_AN_INTERRUPTION = 0.6  # in each attempt, so that a run ends sooner or later
 ODDS_OF_A_SECOND = 0.4
-MEMORY_TOLERANCE = 16  # MiB, for what the allocator scatters; 175 runs that leak their pictures and weights take more
+MEMORY_TOLERANCE = 16  # MiB, for what the allocator scatters; 175 runs that leak their images and weights take more
 FILES_TOLERANCE = 3  # matplotlib keeps the fonts open that it has read
 
 
@@ -81,7 +84,7 @@ class Soak:
         self.chance = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
-        self.pictures = write_class_folder(root / "pictures")
+        self.data = write_class_folder(root / "images")
         self.seconds = functools.cache(self.time_a_run)
         self.seconds(drawn=False)
         self.reference = self.contents("reference")
@@ -91,13 +94,13 @@ class Soak:
         for name in ("reference", "reference-again"):
             shutil.rmtree(self.root / "runs" / name, ignore_errors=True)
             started = time.perf_counter()
-            with pictures(drawn):
+            with plots(drawn):
                 train(self.options(name), log=silent)
         return time.perf_counter() - started
 
     def options(self, name: str, checkpoint_steps: int | None = None) -> TrainOptions:
         return TrainOptions(
-            data=str(self.pictures),
+            data=str(self.data),
             data_dir=str(self.root / "data"),
             out=str(self.root / "runs"),
             name=name,
@@ -110,7 +113,7 @@ class Soak:
         )
 
     def contents(self, name: str) -> tuple[list[int], list[str], dict[str, list[float]]]:
-        """Of a finished run: the epochs of its history, the names of its files but for pictures, and its weights."""
+        """Of a finished run: the epochs of its history, the names of its files but for images, and its weights."""
         folder = self.root / "runs" / name
         model = torch.load(folder / "last.pt", weights_only=True)["model"]
         weights = {key: value.flatten().tolist() for key, value in model.items()}
@@ -123,7 +126,7 @@ class Soak:
         folder = self.root / "runs" / name
         options = self.options(name, self.chance.choice([None, 1, 2]))
         drawn = k % 10 == 9
-        with pictures(drawn):
+        with plots(drawn):
             while not self.attempt(TrainOptions(resume=str(folder)) if folder.exists() else options, drawn):
                 if folder.exists() and not (folder / "config.json").exists():
                     self.counts["folders without a configuration"] += 1
@@ -156,8 +159,8 @@ class Soak:
 
 
 @contextmanager
-def pictures(drawn: bool) -> Iterator[None]:
-    """Lets runs draw pictures or not."""
+def plots(drawn: bool) -> Iterator[None]:
+    """Lets runs draw their plots and images, or not."""
     with ExitStack() as stack:
         for name in () if drawn else ("draw_training_data", "draw_results"):
             stack.enter_context(mock.patch(f"fast_cifar.plots.run_images.{name}", draw_nothing))
@@ -204,8 +207,7 @@ def prepared() -> Iterator[Path]:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         (root / "temporary").mkdir()
         stack.enter_context(mock.patch.object(tempfile, "tempdir", str(root / "temporary")))
-        for module in ("build", "predict"):
-            stack.enter_context(mock.patch(f"fast_cifar.{module}.CustomResNet", SmallNetwork))
+        use_small_network(stack.enter_context(pytest.MonkeyPatch.context()))
         stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, interrupt_training))
         yield root
 

@@ -1,0 +1,100 @@
+"""The package as a whole: its public names, what importing it costs, its layers, and one default for one thing."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from fast_cifar import DeviceLoader, RangeTestOptions, TrainOptions, augment, range_test
+
+ROOT = Path(__file__).parents[1]
+NAMES = """
+    train TrainOptions find_lr RangeTestOptions CustomResNet DeviceLoader one_cycle load_dataset range_test fit evaluate
+    augment predict
+"""
+
+
+def run_python(code):
+    """The words that the code prints in a fresh process."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def test_every_public_name_can_be_imported_first():
+    """One process for all: each import begins with no module of the package loaded."""
+    code = f"""
+import sys
+for name in {NAMES.split()}:
+    for module in [module for module in sys.modules if module.split(".")[0] == "fast_cifar"]:
+        del sys.modules[module]
+    exec(f"from fast_cifar import {{name}}")
+    print(name)
+"""
+    assert run_python(code) == NAMES.split()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fast_cifar",
+        "import sys, run_train; sys.argv = ['x', '--help']; run_train.main()",
+        "import sys, run_train; sys.argv = ['x', '--colour']; run_train.main()",
+        "import sys, run_lrfind; sys.argv = ['x', '--help']; run_lrfind.main()",
+    ],
+)
+def test_neither_the_package_nor_help_nor_a_mistyped_option_imports_torch(code):
+    assert (
+        run_python(f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}")[-1] == "False"
+    )
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(tree, modules):
+    """The modules that a file imports anywhere: at the top, in a function, or for annotations only."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in modules else node.module
+
+
+def test_no_imports_form_a_circle():
+    modules = {module_name(path): path for part in ("fast_cifar", "bench") for path in (ROOT / part).rglob("*.py")}
+    graph = {name: modules.keys() & imports_of(ast.parse(path.read_text()), modules) for name, path in modules.items()}
+    assert sum(map(len, graph.values())) > 100
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_the_top_folder_holds_at_most_16_modules():
+    assert len(list((ROOT / "fast_cifar").glob("*.py"))) <= 16
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (DeviceLoader, TrainOptions()),
+        (augment.draw, TrainOptions()),
+        (augment.apply, TrainOptions()),
+        (range_test, RangeTestOptions()),
+    ],
+    ids=["DeviceLoader", "draw", "apply", "range_test"],
+)
+def test_a_default_is_that_of_the_option_of_the_same_name(function, options):
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty and name in options.as_dict() and name != "device"
+    }
+    assert len(defaults) >= 3
+    assert defaults == {name: getattr(options, name) for name in defaults}
