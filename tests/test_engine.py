@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fast_cifar.engine import Progress, evaluate, fit, train_epoch
+from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import make_optimizer, make_scheduler
 from fast_cifar.schedules import one_cycle
 from fast_cifar.train_step import TrainStep
@@ -105,3 +106,15 @@ def test_test_time_augmentation_averages_an_image_and_its_mirror_image():
     with torch.no_grad():
         expected = (model(data[0][0]) + model(data[0][0].flip(-1))) / 2
     torch.testing.assert_close(evaluate(model, data, FP32, tta=True).logits, expected)
+
+
+def test_epoch_by_epoch_fit_hands_out_what_the_loader_draws_for_it():
+    images = torch.randint(256, (48, 8, 8, 3), dtype=torch.uint8)
+    loader = DeviceLoader(images, torch.arange(48) % 4, 16, train=True, device="cpu", cutout=2, padding=1)
+    trained = []
+    model, progress = network(), Progress.start(torch.device("cpu"))
+    progress.epoch = 2  # as after resuming
+    step = TrainStep(model, sgd(model), FP32, criterion=lambda logits, labels: trained.append(labels) or logits.sum())
+    fit(model, step.optimizer, loader, epochs=4, step=step, progress=progress)
+    expected = [loader.labels[loader.draws(epoch)[0]] for epoch in (2, 3)]
+    assert torch.equal(torch.cat(trained), torch.cat(expected))
