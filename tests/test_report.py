@@ -9,21 +9,20 @@ import pytest
 
 from fast_cifar.options import TrainOptions
 from fast_cifar.runs.stats import summarize
-from tests.helpers.drawings import lines
 from tests.helpers.pages import (
     IMAGES,
     cells,
     facts,
-    history,
+    lrfind,
     page,
     region,
     summary_of,
-    sweep,
     write,
     write_range_test,
     write_run,
     write_seeds,
 )
+from tests.helpers.plots import history, lines
 
 
 def headings(root):
@@ -208,7 +207,7 @@ def test_a_range_test_shows_its_suggestion_plot_warnings_and_numbers(tmp_path):
     assert "steepest 0.001, valley 0.005, minimum 0.03" in root.text
     assert [alarm.text for alarm in root.all("p", "alarm")] == ["the repeats disagree"]
     assert base64.b64decode(root.one("img")["src"].split(",")[1]) == (folder / "lrfind.png").read_bytes()
-    assert len(cells(root.one("details"))) == 1 + len(sweep()["lrs"])
+    assert len(cells(root.one("details"))) == 1 + len(lrfind()["lrs"])
 
 
 def test_a_comparison_lists_exactly_the_options_that_differ(tmp_path):

@@ -17,15 +17,15 @@ from fast_cifar.report import main, report
 from tests.helpers.pages import (
     cells,
     facts,
-    history,
+    lrfind,
     page,
     parse,
-    sweep,
     write,
     write_range_test,
     write_run,
     write_seeds,
 )
+from tests.helpers.plots import history
 from tests.helpers.runs import read_json
 
 ATTACK = "<script>alert('x')</script>&amp;\""
@@ -73,7 +73,7 @@ def test_the_contents_of_a_file_are_shown_as_text(tmp_path):
     write(folder / "summary.json", summary | {"dataset": ATTACK, "device": ATTACK, "torch": ATTACK})
     config = read_json(folder / "config.json") | {ATTACK: [ATTACK]}
     write(folder / "config.json", config)
-    write(folder / "lrfind.json", sweep() | {"warnings": [ATTACK]})
+    write(folder / "lrfind.json", lrfind() | {"warnings": [ATTACK]})
     other = write_run(tmp_path / "b", history(2))
     for root in (page(folder), page(folder, other)):
         assert not root.all("script")
