@@ -25,12 +25,15 @@ PAD_MODE = "reflect"
 LR_MAX = 0.003
 LR_MIN_DIVISOR = 100  # LRMAX over LRMIN
 LR_START, LR_END, SWEEP_STEPS = 1e-6, 1.0, 118
+RATES = frozenset({"lr_max", "lr_min", "lr_from"})  # options that set the learning rates
 
 SPEEDRUN = {
     "epochs": 15,
     "alternate_flips": True,
     "eval_every": 15,
 }
+
+ASSIGNMENT = {"weight_decay": 0.0, "label_smoothing": 0.0, "pad_mode": "zeros", "find_lr": True}
 
 DEMO = {
     "data": "synthetic",
@@ -271,6 +274,9 @@ class TrainOptions(CommonOptions):
         "evaluate with an exponential moving average of the weights, DECAY per step, such as 0.99; 0: without",
         metavar="DECAY",
     )
+    lr_from: str | None = option(
+        "recipe", None, "take LRMAX and LRMIN from this run folder of run_lrfind.py", path=True, metavar="RUN_FOLDER"
+    )
     find_lr: bool = option("recipe", False, "run the range test first and train at the rates it suggests")
     runs: int | None = option(
         "recipe", None, "train N times, with seeds SEED, SEED+1, ..., and report mean and spread", metavar="N"
@@ -294,8 +300,9 @@ class TrainOptions(CommonOptions):
     preset: str | None = option(
         "what to do",
         None,
-        "speedrun: fewer epochs, for the fewest seconds; options given beside it take precedence",
-        choices=("speedrun",),
+        "speedrun: fewer epochs, for the fewest seconds; assignment: plain Adam, no label smoothing, black padding, "
+        "rates from a range test; options given beside it take precedence",
+        choices=("speedrun", "assignment"),
     )
     demo: bool = option(
         "what to do",
@@ -317,8 +324,11 @@ class TrainOptions(CommonOptions):
             raise UserError("--no-test leaves nothing to evaluate; hold images out with --val-split N")
         if self.demo and self.preset:
             raise UserError(f"--demo and --preset {self.preset} are two recipes; choose one")
-        if self.find_lr and {"lr_max", "lr_min"} & self.explicit:
-            raise UserError("--find-lr measures LRMAX and LRMIN itself; leave --lr-max and --lr-min out")
+        given_rates = self.explicit & RATES
+        if self.find_lr and given_rates:
+            raise UserError(f"--find-lr measures LRMAX and LRMIN itself; leave {flag_of(min(given_rates))} out")
+        if self.lr_from and given_rates - {"lr_from"}:
+            raise UserError(f"--lr-from sets LRMAX and LRMIN; leave {flag_of(min(given_rates - {'lr_from'}))} out")
         lr_min, lr_max = self.rates()
         if lr_min >= lr_max:
             raise UserError(f"--lr-min {lr_min:g} must be below --lr-max {lr_max:g}")
@@ -330,9 +340,10 @@ class TrainOptions(CommonOptions):
 
     def resolved(self) -> Self:
         """These options with nothing left to default. `peak_epoch` stays None in a run of one epoch."""
-        preset = DEMO if self.demo else SPEEDRUN if self.preset else {}
-        unsaid = {name: value for name, value in preset.items() if name not in self.explicit}
-        options = self.replace(**unsaid, given=self.explicit)
+        presets = {"speedrun": SPEEDRUN, "assignment": ASSIGNMENT}
+        preset = DEMO if self.demo else presets.get(self.preset, {})
+        given = self.explicit | ({"find_lr"} if self.explicit & RATES else set())  # given rates need no range test
+        options = self.replace(**{name: preset[name] for name in preset.keys() - given}, given=self.explicit)
         lr_min, lr_max = options.rates()
         peak_epoch = options.peak_epoch
         if peak_epoch is None and options.epochs > 1:

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fast_cifar.custom_resnet import parameter_count
 from fast_cifar.engine import EpochMetrics, Evaluation, Row, fit
 from fast_cifar.lr_curve import RangeTest
 from fast_cifar.lr_finder import sweep, write_range_test
-from fast_cifar.options import RangeTestOptions, TrainOptions
+from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.plots import run_images, style
 from fast_cifar.runs import checkpoint, console
 from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
@@ -64,17 +64,19 @@ def train(options: TrainOptions, *, on_epoch: OnEpoch | None = None, log: Log = 
         if not distributed.is_main:
             on_epoch, log = None, _discard
         if options.resume is not None:
-            folder, options, summary = _reopen(options, distributed)
-            if summary is not None:
-                log(f"{folder.path} is finished: {console.headline(summary)}")
-                return summary
-            setup = build_setup(options, distributed, test=options.test)
-            return _train_seeds(setup, options, folder, on_epoch, log)
+            folder = RunFolder.open(Path(options.resume))
+            with _locked(folder, distributed):
+                options, summary = _reopen(folder, options, distributed)
+                if summary is not None:
+                    log(f"{folder.path} is finished: {console.headline(summary)}")
+                    return summary
+                setup = build_setup(options, distributed, test=options.test)
+                return _train_seeds(setup, options, folder, on_epoch, log)
         setup, options, found = _prepare(options, distributed, log)
         folder = RunFolder.create_new(options.out, options.name, options.data) if distributed.is_main else None
         folder = distributed.broadcast(folder)
         options = options.replace(name=folder.path.name, **setup.resolved_machine())
-        with _removed_if_useless(folder, distributed):
+        with _locked(folder, distributed), _removed_if_useless(folder, distributed):
             if distributed.is_main:
                 folder.write_config(options.as_dict())
                 if found is not None:
@@ -86,16 +88,19 @@ def _discard(line: str) -> None:
     pass
 
 
+def _locked(folder: RunFolder, distributed: DistributedContext) -> AbstractContextManager[None]:
+    return folder.locked() if distributed.is_main else nullcontext()
+
+
 def _reopen(
-    options: TrainOptions, distributed: DistributedContext
-) -> tuple[RunFolder, TrainOptions, dict[str, Any] | None]:
-    """The folder of an existing run, its options, and its summary if it is finished."""
-    folder = RunFolder.open(Path(options.resume))
+    folder: RunFolder, options: TrainOptions, distributed: DistributedContext
+) -> tuple[TrainOptions, dict[str, Any] | None]:
+    """The options of an existing run, and its summary if it is finished."""
     if distributed.is_main:
         folder.tidy()
     options = options.continued(folder.config())
     options.check()
-    return folder, options, distributed.broadcast(folder.summary())
+    return options, distributed.broadcast(folder.summary())
 
 
 def _prepare(
@@ -109,6 +114,8 @@ def _prepare(
         check_new(new_path(options.out, options.name, options.data))
     setup = build_setup(options, distributed, test=options.test)
     steps, _ = cycle_steps(options, len(setup.data.train) // options.batch_size)
+    if options.lr_from is not None:
+        options = _with_rates_of(options, log)
     if not options.find_lr:
         return setup, options, None
     test = RangeTestOptions()
@@ -124,6 +131,23 @@ def _prepare(
             "(docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
         )
     return setup, options, found
+
+
+def _with_rates_of(options: TrainOptions, log: Log) -> TrainOptions:
+    """The options with LRMIN and LRMAX of the range test in `--lr-from`; warns where its recipe was another one.
+
+    Raises:
+        UserError: there is no range test, or its rates are damaged.
+    """
+    folder = RunFolder.open(Path(options.lr_from))
+    lr_min, lr_max = folder.suggested_rates()
+    config, recipe = folder.config(), options.as_dict()
+    shared = RangeTestOptions.names(resumable=False, recorded=True) - {"seed", "val_split"}
+    for name in sorted(shared & recipe.keys() & config.keys()):
+        if config[name] != recipe[name]:
+            log(f"warning: the range test in {folder.path} had {flag_of(name)} {config[name]}, not {recipe[name]}")
+    log(f"range test of {folder.path}: LRMIN {lr_min:.3g}, LRMAX {lr_max:.3g}")
+    return options.replace(lr_min=lr_min, lr_max=lr_max)
 
 
 @contextmanager
@@ -176,8 +200,9 @@ def _train_several(
             if not (run / "config.json").exists():
                 run.write_config(one.as_dict())
         try:
-            finished = distributed.broadcast(run.summary())
-            summaries.append(finished or _train_one(training, one, run, on_epoch, log))
+            with _locked(run, distributed):
+                finished = distributed.broadcast(run.summary())
+                summaries.append(finished or _train_one(training, one, run, on_epoch, log))
         except Diverged as error:
             failures.append(f"seed {one.seed}: {error}")
             log(f"run {k} failed: {error}")
@@ -353,12 +378,17 @@ class Run:
             writer.save(checkpoints)
 
     def _write_summary(self, compile_seconds: float) -> dict[str, Any]:
-        """Plots and images first, then the summary: a run folder with a summary is complete."""
+        """Draws and writes what a finished run has; the summary last: a run folder with a summary is complete."""
         setup, last, evaluation, epochs = self.setup, self.history[-1], self.evaluation, self.state.progress.epoch
         title = f"{setup.data.name}: {evaluation.accuracy:.2%} after {epochs} epochs"
         lrs = [self.options.lr_max * self.multiplier(step) for step in range(epochs * self.steps_per_epoch)]
-        run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
-        run_images.draw_results(self.folder.path, setup, self.history, evaluation, title)
+        try:
+            run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
+            run_images.draw_results(self.folder.path, setup, self.history, evaluation, title)
+        except UserError:
+            raise
+        except Exception as error:  # a broken matplotlib can raise anything, and must not cost the result
+            self.log(f"warning: not every figure could be drawn ({type(error).__name__}: {error})")
         tested = [row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None]
         seconds = sum(row["seconds"] for row in self.history)
         images = sum(row["images_per_second"] * row["seconds"] for row in self.history)
@@ -369,6 +399,8 @@ class Run:
             "train_accuracy": last["train_accuracy"],
             "train_loss": last["train_loss"],
             **({"val_accuracy": last["val_accuracy"]} if setup.val is not None else {}),
+            "tta": self.options.tta,
+            "ema": self.options.ema,
             "epochs": epochs,
             "seed": self.options.seed,
             "seconds": seconds,

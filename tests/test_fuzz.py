@@ -273,7 +273,7 @@ def resumed(folder, name, few):
     for k, rng in cases(name, few):
         path = folder() / name
         path.write_bytes(damaged_json(sound, rng))
-        said = [str(path.parent), "no data called", "has no train/ folder", "unknown device"]
+        said = [str(path.parent), "no data set", "has no train/ folder", "unknown device"]
         names = [*said, *map(flag_of, TrainOptions().as_dict())]
         yield outcome(lambda path=path: resume(path.parent), names, k)
 

@@ -213,3 +213,12 @@ def test_an_older_configuration_may_lack_a_newer_option_of_the_machine():
 
 def test_the_options_of_a_resumed_run_pass_their_checks():
     resumed(saved(find_lr=False) | {"find_lr": True}).check()
+
+
+def test_the_assignment_preset_is_plain_adam_with_black_padding_and_rates_of_its_own():
+    options = TrainOptions(preset="assignment").resolved()
+    assert (options.weight_decay, options.label_smoothing, options.pad_mode) == (0.0, 0.0, "zeros")
+    assert options.find_lr
+    given = TrainOptions(preset="assignment", lr_max=0.01, pad_mode="reflect", given=frozenset({"lr_max", "pad_mode"}))
+    assert (given.resolved().find_lr, given.resolved().lr_max, given.resolved().pad_mode) == (False, 0.01, "reflect")
+    given.resolved().check()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fast_cifar import TrainOptions, build, engine, train, trainer
+from fast_cifar import RangeTestOptions, TrainOptions, build, engine, find_lr, train, trainer
 from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
 from fast_cifar.train_step import TrainStep
@@ -149,6 +149,53 @@ def test_the_mixed_precision_that_auto_chose_is_written(options, folder, monkeyp
     monkeypatch.setattr("fast_cifar.system.device.has_native_bf16", lambda device: True)
     assert train(options(amp=True), log=silent)["precision"] == "bf16"
     assert read_json(folder / "config.json")["amp_dtype"] == "bf16"
+
+
+def test_what_mps_does_not_support_is_switched_off_with_a_note(options, monkeypatch):
+    monkeypatch.setattr(build, "resolve_device", lambda name: torch.device("mps"))
+    setup = build.build_setup(options(compile=True))
+    assert (setup.options.channels_last, setup.options.compile) == (False, False)
+    assert [note.split()[0] for note in setup.notes] == ["channels_last", "--compile"]
+
+
+def test_lr_from_takes_the_rates_of_a_range_test_and_warns_of_another_recipe(options, folder, quick, tmp_path):
+    found = find_lr(RangeTestOptions(**common(quick()), out=str(tmp_path), name="lr", iters=30, width=8), log=silent)
+    lines = []
+    train(options(lr_max=None, lr_from=str(tmp_path / "lr"), padding=2), log=lines.append)
+    config = read_json(folder / "config.json")
+    assert (config["lr_min"], config["lr_max"]) == (found.suggestion.lr_min, found.suggestion.lr_max)
+    assert sum("warning: the range test in" in line for line in lines) == 2
+    assert any("had --padding 4, not 2" in line for line in lines)
+
+
+def common(options):
+    return {name: getattr(options, name) for name in ("data", "data_dir", "device", "batch_size")}
+
+
+def test_lr_from_without_a_range_test_is_refused(run, options, folder):
+    with pytest.raises(UserError, match="holds no range test; run_lrfind.py makes one"):
+        train(options(lr_max=None, lr_from=str(run[0])), log=silent)
+    with pytest.raises(UserError, match="--lr-from sets LRMAX and LRMIN; leave --lr-max out"):
+        train(options(lr_from=str(run[0])), log=silent)
+    assert not folder.exists()
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_result(options, folder, monkeypatch):
+    def broken(*positional):
+        raise ImportError("numpy.core.multiarray failed to import")
+
+    monkeypatch.setattr(trainer.run_images, "draw_results", broken)
+    lines = []
+    summary = train(options(), log=lines.append)
+    assert read_json(folder / "summary.json") == summary
+    assert any(line.startswith("warning: not every figure could be drawn (ImportError") for line in lines)
+
+
+def test_the_headline_says_how_the_predictions_were_made(options):
+    lines = []
+    summary = train(options(tta=True, ema=0.9), log=lines.append)
+    assert (summary["tta"], summary["ema"]) == (True, 0.9)
+    assert any("(test-time augmentation, EMA 0.9) after the last epoch" in line for line in lines)
 
 
 def test_paths_may_be_given_as_paths(options, folder, tmp_path, class_folder):

@@ -10,17 +10,14 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from fast_cifar.system.errors import UserError
-
-if os.name == "posix":
-    import fcntl
+from fast_cifar.system.files import locked
 
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as dropped
 RETRIES = 5  # connections in a row that may bring nothing new, once the server has sent something
@@ -54,7 +51,7 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
     failures = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
+        with locked(path.parent):
             if path.exists():
                 return
             for url in urls:
@@ -77,25 +74,6 @@ def file_md5(path: Path) -> str:
     """The MD5 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from downloading into `folder` at the same time, if its file system can lock folders.
-
-    If it cannot (Windows, some network drives), two processes that download the same archive at once write to the same
-    `.part`. Each notices this by the file's length and ends with an error; started again, it resumes or starts over.
-    """
-    if os.name != "posix":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _require_web_address(url: str) -> None:

@@ -54,7 +54,8 @@ def curves(
 ) -> None:
     """Draws loss and accuracy of train, test and (if held out) validation against the epochs.
 
-    Of one run, the legend has the last values, and the gap between train and test is shaded.
+    Of one run, the legend has the last values, and the gap between the accuracies of train and test is shaded. The
+    losses may not be comparable: label smoothing is part of the training loss only.
 
     Args:
         path: the PNG to write, or a binary file.
@@ -117,7 +118,7 @@ def confusion(path: str | Path, matrix: Tensor, classes: Sequence[str]) -> None:
 
 
 def _draw_metric(axes: Axes, metric: str, histories: Sequence[Sequence[dict]]) -> None:
-    """One line for each split of each history; of a single one the last values, and the gap between train and test."""
+    """One line for each split of each history; of a single one also the last values, and the gap between accuracies."""
     scale, number, unit = METRICS[metric]
     single = len(histories) == 1
     drawn: list[float] = []
@@ -129,8 +130,8 @@ def _draw_metric(axes: Axes, metric: str, histories: Sequence[Sequence[dict]]) -
             label = f"{split} {number.format(values[-1])}" if single else "_" * (index > 0) + split
             axes.plot(epoch, values, label=label, linewidth=2 if single else 1, **look)
             drawn += values
-    if single:
-        _shade_gap(axes, metric, histories[0])
+    if single and metric == "accuracy":
+        _shade_gap(axes, histories[0])
     if drawn:
         axes.legend(title="last values" if single else None, loc="best")
     axes.set(title=metric.capitalize(), xlabel="epoch", ylabel=unit)
@@ -138,12 +139,11 @@ def _draw_metric(axes: Axes, metric: str, histories: Sequence[Sequence[dict]]) -
     _whole_epochs(axes)
 
 
-def _shade_gap(axes: Axes, metric: str, history: Sequence[dict]) -> None:
-    """Shades what is between the lines of train and test; a difference of accuracies is in percentage points."""
-    scale, number, _ = METRICS[metric]
-    train, test = (_points(history, f"{split}_{metric}", scale) for split in ("train", "test"))
+def _shade_gap(axes: Axes, history: Sequence[dict]) -> None:
+    """Shades the area between the accuracies of train and test; their difference is in percentage points."""
+    train, test = (_points(history, f"{split}_accuracy", 100) for split in ("train", "test"))
     if both := [epoch for epoch in train if epoch in test]:
-        label = f"train − test {number.format(train[both[-1]] - test[both[-1]]).replace('%', 'pp')}"
+        label = f"train − test {train[both[-1]] - test[both[-1]]:.2f} pp"
         lines = ([points[epoch] for epoch in both] for points in (train, test))
         axes.fill_between(both, *lines, color=FAINT, alpha=0.35, linewidth=0, label=label)
 

@@ -64,10 +64,17 @@ def epoch_glance(row: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The accuracy that is the result of a run: on the test images, or with `--no-test` on the held-out ones."""
-    if summary["test_accuracy"] is None:
-        return f"validation accuracy {summary['val_accuracy']:.2%}"
-    return f"test accuracy {summary['test_accuracy']:.2%}"
+    """The accuracy that is the result of a run, and how the predictions were made."""
+    if summary["test_accuracy"] is None:  # --no-test
+        return f"validation accuracy {summary['val_accuracy']:.2%}{predicted_by(summary)}"
+    return f"test accuracy {summary['test_accuracy']:.2%}{predicted_by(summary)}"
+
+
+def predicted_by(summary: Mapping[str, Any]) -> str:
+    """ " (test-time augmentation, EMA 0.99)" or less; summaries of earlier versions do not say it."""
+    ways = ["test-time augmentation"] if summary.get("tta") else []
+    ways += [f"EMA {summary['ema']:g}"] if summary.get("ema") else []
+    return f" ({', '.join(ways)})" if ways else ""
 
 
 def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
@@ -88,11 +95,12 @@ def several_line(summary: Mapping[str, Any]) -> str:
     """The result of several runs: mean, 95 % interval of the mean, and spread."""
     split = "validation" if summary.get("test_accuracy", 0) is None else "test"
     if summary["n"] == 1:
-        return f"{split} accuracy {summary['mean']:.2%} (n = 1)"
+        return f"{split} accuracy {summary['mean']:.2%} (n = 1){predicted_by(summary)}"
     half = (summary["interval"][1] - summary["interval"][0]) / 2
     return (
         f"{split} accuracy {summary['mean']:.2%} ± {100 * half:.2f} "
         f"(95 % interval of the mean, n = {summary['n']}, standard deviation {100 * summary['std']:.2f})"
+        f"{predicted_by(summary)}"
     )
 
 

@@ -7,11 +7,20 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from fast_cifar.system.errors import UserError
-from fast_cifar.system.files import atomic_write, is_number, parse_json, read_json, require_writable, write_json
+from fast_cifar.system.files import (
+    atomic_write,
+    is_number,
+    locked,
+    parse_json,
+    read_json,
+    require_writable,
+    write_json,
+)
 
 # The numbers in a valid row of the history and in a valid summary; in a row those of the evaluations may be null.
 ROW = ("epoch", "lr", "train_loss", "train_accuracy", "images_per_second", "seconds", "evaluation_seconds")
@@ -78,6 +87,14 @@ class RunFolder:
             raise UserError(f"{path} is not a run folder: it has no config.json")
         return cls(path)
 
+    def locked(self) -> AbstractContextManager[None]:
+        """In the block, no other process can train in this folder.
+
+        Raises:
+            UserError: another one does.
+        """
+        return locked(self.path, f"another process is training in {self.path}; wait for it, or begin a new run")
+
     def tidy(self) -> None:
         """Removes the unfinished files of a killed process, here and in the folders of single runs."""
         for temporary in self.path.rglob(".*.tmp"):
@@ -135,6 +152,21 @@ class RunFolder:
         if not whole or len({len(values) for values in lists}) != 1 or not all(lr > 0 for lr in lists[0]):
             raise UserError(f"{path} is damaged: lrs, losses and smoothed are not lists of as many numbers; {remedy}")
         return test
+
+    def suggested_rates(self) -> tuple[float, float]:
+        """(LRMIN, LRMAX) of the range test in this folder.
+
+        Raises:
+            UserError: there is none, or its rates are damaged.
+        """
+        test = self.range_test()
+        if test is None:
+            raise UserError(f"{self.path} holds no range test; run_lrfind.py makes one")
+        suggestion = test.get("suggestion")
+        rates = [suggestion.get(name) for name in ("lr_min", "lr_max")] if isinstance(suggestion, dict) else []
+        if len(rates) != 2 or not all(map(_is_measured, rates)) or not 0 < rates[0] < rates[1]:
+            raise UserError(f"{self / 'lrfind.json'} is damaged: its suggestion is not two rates; measure again")
+        return rates[0], rates[1]
 
     def history(self) -> list[dict[str, Any]]:
         """One dictionary for each finished epoch, in order. A line cut short by a kill ends the history.

@@ -13,6 +13,9 @@ from typing import IO, Any
 
 from fast_cifar.system.errors import UserError
 
+if os.name == "posix":
+    import fcntl
+
 HIGHEST_NUMBER = 1e100
 
 
@@ -115,6 +118,33 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= HIGHEST_NUMBER
 
 
+@contextmanager
+def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
+    """Holds a lock on a folder. The system releases it when the process ends, however it ends.
+
+    Where folders cannot be locked (Windows, some network drives), nothing happens.
+
+    Args:
+        busy: the error if another process holds the lock; None waits for it.
+
+    Raises:
+        UserError: `busy`.
+    """
+    if os.name != "posix":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise UserError(busy) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _keep(path: Path, previous: Path) -> None:
     """Gives the file at `path` the name `previous` too; on file systems without hard links it moves the file."""
     temporary = previous.with_name(f".{previous.name}.{secrets.token_hex(4)}.tmp")
@@ -124,6 +154,7 @@ def _keep(path: Path, previous: Path) -> None:
         path.replace(previous)
     else:
         temporary.replace(previous)
+        temporary.unlink(missing_ok=True)  # renaming does nothing where both are already the same file
 
 
 def _flush_folder(folder: Path) -> None:

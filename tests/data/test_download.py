@@ -331,7 +331,7 @@ def test_several_at_once_download_the_archive_once(serve, path):
 
 def test_two_that_cannot_lock_the_folder_never_mix_their_bytes(monkeypatch, serve, path):
     """The second begins in the middle of the first, as can happen where folders cannot be locked."""
-    monkeypatch.setattr(download_module, "_locked", lambda _: nullcontext())
+    monkeypatch.setattr(download_module, "locked", lambda _: nullcontext())
     halfway, over = threading.Event(), threading.Event()
 
     def answer_in_two_halves(request: BaseHTTPRequestHandler, _: int) -> None:

@@ -251,3 +251,16 @@ def test_a_value_of_the_configuration_is_quoted_on_one_line(options, folder):
             resume(folder, **given)
         assert len(str(caught.value).splitlines()) == 1
         assert r"'a\nb'" in str(caught.value)
+
+
+def test_a_run_folder_is_locked_while_a_process_trains_in_it(options, folder):
+    refused = []
+
+    def resume_meanwhile(row):
+        with pytest.raises(UserError, match="another process is training in .*a; wait for it"):
+            resume(folder)
+        refused.append(row["epoch"])
+
+    train(options(), on_epoch=resume_meanwhile, log=silent)
+    assert refused == [1, 2]
+    resume(folder)

@@ -12,12 +12,16 @@ import torch
 from fast_cifar.system import device as device_module
 from fast_cifar.system.device import (
     check_compiler,
+    compiled,
+    evaluation_batch_size,
     has_native_bf16,
     random_state,
     resolve_device,
     resolve_precision,
     seeded_run,
     set_random_state,
+    supports_channels_last,
+    supports_compile,
 )
 from fast_cifar.system.errors import UserError
 from tests.helpers.devices import DEVICES, needs_cuda
@@ -34,7 +38,22 @@ def test_the_cpu_is_always_there():
 )
 def test_auto_takes_the_fastest_kind_available(monkeypatch, present, expected):
     monkeypatch.setattr(device_module, "_is_present", lambda device: device.type in present)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     assert resolve_device("auto") == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "channels_last", "compiles", "evaluation"),
+    [(CPU, True, True, 512), (CUDA, True, True, 2500), (MPS, False, False, 512)],
+)
+def test_what_each_kind_of_device_supports(device, channels_last, compiles, evaluation):
+    def double(x):
+        return 2 * x
+
+    assert supports_channels_last(device) == channels_last
+    assert (compiled(double, device) is not double) == supports_compile(device) == compiles
+    assert evaluation_batch_size(device, 512) == evaluation
+    assert evaluation_batch_size(device, 4000) == 4000
 
 
 @pytest.mark.parametrize("name", ["abacus", "", "cuda:x", "meta", "xpu", "cpu:3"])
@@ -47,8 +66,11 @@ def test_an_unknown_device_is_refused_by_name(name):
 def test_an_absent_device_is_refused(monkeypatch, cards, absent):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     for index in range(cards):
         assert resolve_device(f"cuda:{index}") == torch.device("cuda", index)
+    assert current == [torch.device("cuda", index) for index in range(cards)]  # graphs are captured there
     with pytest.raises(UserError, match=f"no device '{absent}'"):
         resolve_device(absent)
 

@@ -43,6 +43,14 @@ def test_the_previous_file_is_kept_on_file_systems_without_hard_links(tmp_path, 
     test_the_previous_file_is_kept_under_another_name(tmp_path)
 
 
+def test_nothing_is_left_where_both_names_are_the_same_file_already(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    with atomic_write(tmp_path / "a", previous=tmp_path / "b") as file:
+        file.write(b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"new", "b": b"old"}
+
+
 def test_a_failure_changes_neither_the_file_nor_the_previous_one(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
