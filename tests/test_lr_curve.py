@@ -53,6 +53,12 @@ def test_the_shortest_curves_can_be_read(losses):
     assert 0 < found.lr_min < found.lr_max <= 0.1 * (1 + 1e-9)
 
 
+def test_a_loss_that_only_falls_has_its_minimum_at_the_last_rate():
+    found = read(np.linspace(4.0, 1.0, 118))
+    assert found.minimum == pytest.approx(1.0, rel=0.3)
+    assert found.lr_min < found.lr_max <= 1.0
+
+
 def test_smoothing_keeps_a_straight_line_straight():
     line = np.linspace(3.0, 1.0, 60)
     assert smooth(line)[10:-10] == pytest.approx(line[10:-10], abs=1e-6)
