@@ -12,7 +12,8 @@ from fast_cifar.options import TrainOptions
 from fast_cifar.plots import style
 from tests.helpers.images import write_class_folder
 from tests.helpers.networks import use_small_network
-from tests.helpers.pages import history, write_run
+from tests.helpers.pages import write_run
+from tests.helpers.plots import history
 
 settings.register_profile("the same examples each time", derandomize=True, deadline=None, database=None)
 settings.load_profile("the same examples each time")

@@ -9,7 +9,7 @@ from fast_cifar.system.errors import UserError
 OPTIONS = {
     TrainOptions: """
         --data --data-dir --mirror --resize --epochs --peak-epoch --batch-size --width --lr-max --lr-min --find-lr
-        --ema --alternate-flips --weight-decay --label-smoothing --dropout --padding --pad-mode --cutout
+        --lr-from --ema --alternate-flips --weight-decay --label-smoothing --dropout --padding --pad-mode --cutout
         --no-flip --amp --amp-dtype --compile --device --no-channels-last --deterministic --seed --runs --val-split
         --no-test --limit-train --limit-test --eval-every --tta --out --name --resume --eval-only --summary --demo
         --preset

@@ -41,57 +41,19 @@ def cases(kind, few):
     return [(k, random.Random(f"{kind} {k}")) for k in range(CASES or few)]
 
 
-def span(data, rng):
-    start = rng.randrange(len(data))
-    return start, min(len(data), start + rng.choice([1, 2, 7, 64, 1000]))
-
-
-def flipped(data, rng):
-    changed = bytearray(data)
-    for _ in range(rng.choice([1, 1, 1, 2, 10, 100])):
-        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def zeroed(data, rng):
-    start, end = span(data, rng)
-    return data[:start] + bytes(end - start) + data[end:]
-
-
-def overwritten(data, rng):
-    start, end = span(data, rng)
-    return data[:start] + rng.randbytes(end - start) + data[end:]
-
-
-def doubled(data, rng):
-    start, end = span(data, rng)
-    return data[:end] + data[start:]
-
-
-def without_a_part(data, rng):
-    start, end = span(data, rng)
-    return data[:start] + data[end:]
-
-
-def truncated(data, rng):
-    return data[: rng.randrange(len(data))]
-
-
-def extended(data, rng):
-    return data + rng.randbytes(rng.choice([1, 100, 5000]))
-
-
-def replaced(data, rng):
-    return rng.choice(
-        [b"", HTML, bytes(len(data)), rng.randbytes(len(data)), data[::-1], data[:4] + rng.randbytes(500)]
-    )
-
-
-DAMAGES = [flipped, flipped, zeroed, overwritten, doubled, without_a_part, truncated, extended, replaced]
-
-
 def damaged(data, rng):
-    return rng.choice(DAMAGES)(data, rng)
+    """The bytes with some flipped, zeroed, overwritten, doubled, removed, cut off or added, or others altogether."""
+    start = rng.randrange(len(data))
+    end = min(len(data), start + rng.choice([1, 2, 7, 64, 1000]))
+    before, part, after = data[:start], data[start:end], data[end:]
+    flipped = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 10, 100])):
+        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    alternatives = [bytes(flipped), bytes(flipped), before]
+    alternatives += [before + other + after for other in (bytes(len(part)), rng.randbytes(len(part)), part + part, b"")]
+    alternatives.append(data + rng.randbytes(rng.choice([1, 100, 5000])))
+    replaced = [b"", HTML, bytes(len(data)), rng.randbytes(len(data)), data[::-1], data[:4] + rng.randbytes(500)]
+    return rng.choice([*alternatives, rng.choice(replaced)])
 
 
 def places(value, path=()):
@@ -118,15 +80,11 @@ def altered(contents, rng):
     return contents
 
 
-def deeply_nested():
-    return b'{"epochs": ' + b"[" * 100_000
-
-
 def damaged_json(data, rng):
     """Bytes of a JSON file, or of one with a JSON object a line, damaged as text or as values."""
     what = rng.randrange(20)
     if what == 0:
-        return deeply_nested()
+        return b'{"epochs": ' + b"[" * 100_000
     if what == 1:
         return b'{"epochs": ' + b"9" * 5000 + b"}\n"
     if what == 2:

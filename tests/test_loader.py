@@ -84,19 +84,12 @@ def test_evaluation_hands_out_all_images_in_order_and_as_they_are(compile):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_evaluation_may_be_given_a_slice_of_a_larger_tensor(compile):
-    images, labels = data(N + 11)
-    loader = DeviceLoader(
-        images[11:], labels[11:], BATCH, train=False, device="cpu", mean=MEAN, std=STD, compile=compile
-    )
+def test_evaluation_uses_a_slice_of_a_larger_tensor_without_a_copy(compile):
+    images, labels = (tensor[11:] for tensor in data(N + 11))
+    loader = DeviceLoader(images, labels, BATCH, train=False, device="cpu", mean=MEAN, std=STD, compile=compile)
+    assert loader.images.data_ptr() == images.data_ptr()
     expected = torch.cat([inputs for inputs, _ in make(N + 11, train=False)])[11:]
     assert torch.equal(torch.cat([inputs for inputs, _ in loader]), expected)
-
-
-def test_evaluation_keeps_no_second_copy_of_the_images():
-    images, labels = data()
-    loader = DeviceLoader(images, labels, BATCH, train=False, device="cpu")
-    assert loader.images.data_ptr() == images.data_ptr()
 
 
 def test_the_images_of_a_training_loader_are_those_given():

@@ -9,21 +9,20 @@ import pytest
 
 from fast_cifar.options import TrainOptions
 from fast_cifar.runs.stats import summarize
-from tests.helpers.drawings import lines
 from tests.helpers.pages import (
     IMAGES,
     cells,
     facts,
-    history,
+    lrfind,
     page,
     region,
     summary_of,
-    sweep,
     write,
     write_range_test,
     write_run,
     write_seeds,
 )
+from tests.helpers.plots import history, lines
 
 
 def headings(root):
@@ -77,15 +76,19 @@ def test_the_numbers_of_every_epoch_are_in_a_table(tmp_path):
     assert "validation loss" not in head
 
 
-def test_the_curves_are_those_of_the_history(tmp_path, figures):
+def test_the_plots_show_the_history_and_the_schedule(tmp_path, figures):
     pytest.importorskip("matplotlib")
     rows = history(5, ("train", "val", "test"))
-    page(write_run(tmp_path / "a", rows, finished=False, epochs=9))
+    page(write_run(tmp_path / "a", rows, finished=False, epochs=24, lr_max=0.004, lr_min=0.001))
     loss, accuracy = figures[0].axes
     for split in ("train", "val", "test"):
         assert lines(loss)[split] == ([1, 2, 3, 4, 5], [row[f"{split}_loss"] for row in rows])
         assert lines(accuracy)[split][1] == [100 * row[f"{split}_accuracy"] for row in rows]
-    assert loss.get_xlim()[1] > 9  # the axis has room for what is to come
+    assert loss.get_xlim()[1] > 24  # the axis has room for the epochs to come
+    line = figures[1].axes[0].lines[0]
+    rates = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    assert [rates[epoch] for epoch in (0.01, 5, 24)] == pytest.approx([0.001, 0.004, 0.001])
+    assert max(rates.values()) == rates[5]
 
 
 def test_the_curves_of_all_seeds_are_in_one_figure(tmp_path, figures):
@@ -96,15 +99,6 @@ def test_the_curves_of_all_seeds_are_in_one_figure(tmp_path, figures):
     for rows in histories:
         assert [row["test_loss"] for row in rows] in drawn
     assert len(root.all("details")) == 3
-
-
-def test_the_learning_rate_climbs_from_lr_min_to_the_peak_and_comes_back(tmp_path, figures):
-    pytest.importorskip("matplotlib")
-    page(write_run(tmp_path / "a", history(24), lr_max=0.004, lr_min=0.001))
-    line = figures[1].axes[0].lines[0]
-    rates = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
-    assert [rates[epoch] for epoch in (0.01, 5, 24)] == pytest.approx([0.001, 0.004, 0.001])
-    assert max(rates.values()) == rates[5]
 
 
 def test_without_matplotlib_the_numbers_and_images_stay_and_a_line_says_what_to_install(run_folder, monkeypatch):
@@ -122,25 +116,17 @@ def test_the_images_are_in_the_page_byte_for_byte(run_folder):
     assert {(image["width"], image["height"]) for image in images} == {("1300", "300")}
 
 
-def test_a_run_without_images_has_no_part_for_them(tmp_path):
-    assert headings(page(write_run(tmp_path / "a", history(2)))) == ["Curves", "Configuration"]
-
-
 def changed_options(root):
     return {code.text for code in region(root, "configuration").all("code", "changed")}
 
 
-def test_options_that_differ_from_their_defaults_stand_out(tmp_path):
-    folder = write_run(tmp_path / "a", history(12), cutout=0, flip=False, lr_max=0.01, out="elsewhere")
-    root = page(folder)
+def test_only_options_that_differ_from_their_defaults_are_highlighted(tmp_path):
+    root = page(write_run(tmp_path / "a", history(12), cutout=0, flip=False, lr_max=0.01, out="elsewhere"))
     assert changed_options(root) == {"epochs", "cutout", "flip", "lr_max"}  # LRMIN and the peak follow from these
     shown = {name: value for name, value, _ in cells(region(root, "configuration"))[1:]}
     assert shown.keys() == TrainOptions().as_dict().keys()
     assert (shown["lr_max"], shown["flip"], shown["mirror"]) == ("0.01", "no", "–")
-
-
-def test_the_recipe_itself_has_nothing_that_stands_out(tmp_path):
-    assert not changed_options(page(write_run(tmp_path / "a", history(24))))
+    assert not changed_options(page(write_run(tmp_path / "recipe", history(24))))
     assert not changed_options(page(write_range_test(tmp_path / "lr")))
 
 
@@ -161,7 +147,7 @@ def test_several_seeds_have_a_mean_an_interval_and_every_result(tmp_path):
     assert facts(root)["seed"] == "0 to 2"
 
 
-def test_seeds_come_in_the_order_of_their_numbers_and_a_link_to_the_run_itself_is_no_seed(tmp_path):
+def test_seeds_are_in_the_order_of_their_numbers_and_a_link_to_the_run_itself_is_not_one(tmp_path):
     folder = write_seeds(tmp_path / "a", [history(1, seed=seed) for seed in range(11)])
     (folder / "run-12").symlink_to(folder)
     names = [row[0] for row in cells(region(page(folder), "every seed's result"))[1:]]
@@ -199,24 +185,18 @@ def test_without_test_images_the_validation_accuracy_is_the_result(tmp_path, fig
     assert results[0][2] == accuracy
 
 
-def test_an_unfinished_run_shows_what_there_is(tmp_path):
-    rows = history(3)
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_an_unfinished_run_shows_what_exists_so_far(tmp_path, epochs):
+    rows = history(epochs)
     folder = write_run(tmp_path / "a", rows, finished=False, epochs=24)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "lr"')  # cut short by a kill
     root = page(folder)
-    assert root.one("p", "alarm").text == "Not finished: 3 of 24 epochs are done."
-    accuracy = f"{100 * rows[-1]['test_accuracy']:.2f} %"
-    assert root.one("p", "headline").text == f"{accuracy} test accuracy so far"
+    assert root.one("p", "alarm").text == f"Not finished: {epochs} of 24 epochs are done."
+    headlines = [f"{100 * row['test_accuracy']:.2f} % test accuracy so far" for row in rows[-1:]]
+    assert [headline.text for headline in root.all("p", "headline")] == headlines
+    assert headings(root) == (["Curves", "Configuration"] if rows else ["Configuration"])
     assert "training time" not in facts(root)
-
-
-def test_a_run_that_has_just_begun_shows_its_configuration(tmp_path):
-    folder = write_run(tmp_path / "a", [], finished=False, epochs=24)
-    (folder / "metrics.jsonl").unlink()
-    root = page(folder)
-    assert root.one("p", "alarm").text == "Not finished: 0 of 24 epochs are done."
-    assert headings(root) == ["Configuration"]
 
 
 def test_a_range_test_shows_its_suggestion_plot_warnings_and_numbers(tmp_path):
@@ -227,12 +207,7 @@ def test_a_range_test_shows_its_suggestion_plot_warnings_and_numbers(tmp_path):
     assert "steepest 0.001, valley 0.005, minimum 0.03" in root.text
     assert [alarm.text for alarm in root.all("p", "alarm")] == ["the repeats disagree"]
     assert base64.b64decode(root.one("img")["src"].split(",")[1]) == (folder / "lrfind.png").read_bytes()
-    assert len(cells(root.one("details"))) == 1 + len(sweep()["lrs"])
-
-
-def test_the_range_test_before_a_training_is_shown_with_the_run(run_folder):
-    write(run_folder / "lrfind.json", sweep())
-    assert "Range test" in headings(page(run_folder))
+    assert len(cells(root.one("details"))) == 1 + len(lrfind()["lrs"])
 
 
 def test_a_comparison_lists_exactly_the_options_that_differ(tmp_path):
@@ -250,7 +225,7 @@ def test_a_comparison_lists_exactly_the_options_that_differ(tmp_path):
     }
 
 
-def test_runs_of_the_same_options_are_said_to_be_so(tmp_path):
+def test_runs_with_the_same_options_have_no_table_of_differences(tmp_path):
     root = page(write_run(tmp_path / "a", history(3)), write_run(tmp_path / "b", history(3, seed=1)))
     assert "All options are the same." in [paragraph.text for paragraph in root.all("p")]
 
@@ -283,7 +258,7 @@ def test_a_comparison_is_a_table_of_results_with_links(tmp_path):
     assert {titles[link]: link for link in links.values()} == links
 
 
-def test_a_range_test_beside_one_run_is_no_comparison(tmp_path):
+def test_a_range_test_beside_one_run_is_not_a_comparison(tmp_path):
     assert headings(page(write_run(tmp_path / "a", history(2)), write_range_test(tmp_path / "lr"))) == ["a", "lr"]
 
 

@@ -1,4 +1,4 @@
-"""The page of a report: its text is escaped, it needs nothing but itself, a browser shows it; and its command."""
+"""The page of a report: its text is escaped, it is self-contained, a browser shows it; and its command."""
 
 from __future__ import annotations
 
@@ -14,9 +14,34 @@ from pathlib import Path
 import pytest
 
 from fast_cifar.report import main, report
-from tests.helpers.pages import cells, facts, history, page, parse, sweep, write, write_run
+from tests.helpers.pages import (
+    cells,
+    facts,
+    lrfind,
+    page,
+    parse,
+    write,
+    write_range_test,
+    write_run,
+    write_seeds,
+)
+from tests.helpers.plots import history
+from tests.helpers.runs import read_json
 
 ATTACK = "<script>alert('x')</script>&amp;\""
+
+
+@pytest.fixture(scope="module", params=["run", "seeds", "unfinished", "range test", "comparison"])
+def any_page(request, tmp_path_factory):
+    """A report of each kind."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = {
+        "run": write_run(root / "run", history(6, ("train", "val", "test")), images=True),
+        "seeds": write_seeds(root / "seeds", [history(4, seed=seed) for seed in range(3)]),
+        "unfinished": write_run(root / "unfinished", history(2), finished=False, epochs=9),
+        "range test": write_range_test(root / "lr"),
+    }
+    return report(list(folders.values()) if request.param == "comparison" else [folders[request.param]])
 
 
 def one_error_line(capsys: pytest.CaptureFixture) -> str:
@@ -27,38 +52,28 @@ def one_error_line(capsys: pytest.CaptureFixture) -> str:
     return captured.err
 
 
-def test_every_page_is_balanced_and_has_one_main_heading(any_page):
+def test_a_page_is_balanced_shows_no_missing_value_and_refers_to_nothing_outside_itself(any_page):
     root = parse(any_page)
     assert any_page.startswith("<!DOCTYPE html>\n")
-    assert len(root.all("h1")) == 1
     assert root.one("head").one("title").text == root.one("h1").text
     assert root.one("html")["lang"] == "en"
-
-
-def test_a_page_refers_to_nothing_outside_itself(any_page):
-    root = parse(any_page)
-    ids = {element["id"] for element in root.all("section")}
-    for name in ("script", "link", "iframe", "object", "base", "form"):
-        assert not root.all(name)
+    assert not re.search(r"\b(None|null|nan|NaN|inf|undefined)\b", root.one("body").text)
+    assert not [name for name in ("script", "link", "iframe", "object", "base", "form") if root.all(name)]
     for image in root.all("img"):
         assert image["src"].startswith("data:image/png;base64,")
         assert len(image["alt"]) > 20
-    for anchor in root.all("a"):
-        assert anchor["href"].removeprefix("#") in ids
+    ids = {element["id"] for element in root.all("section")}
+    assert {anchor["href"].removeprefix("#") for anchor in root.all("a")} <= ids
     assert not re.search(r"url\(|@import|https?:", any_page)
 
 
-def test_no_value_that_is_missing_is_named_in_python_or_json(any_page):
-    assert not re.search(r"\b(None|null|nan|NaN|inf|undefined)\b", parse(any_page).one("body").text)
-
-
-def test_what_a_file_says_is_shown_as_text(tmp_path):
+def test_the_contents_of_a_file_are_shown_as_text(tmp_path):
     folder = write_run(tmp_path / "<img src=x onerror=alert(1)>", history(2), data=ATTACK)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     write(folder / "summary.json", summary | {"dataset": ATTACK, "device": ATTACK, "torch": ATTACK})
-    config = json.loads((folder / "config.json").read_text()) | {ATTACK: [ATTACK]}
+    config = read_json(folder / "config.json") | {ATTACK: [ATTACK]}
     write(folder / "config.json", config)
-    write(folder / "lrfind.json", sweep() | {"warnings": [ATTACK]})
+    write(folder / "lrfind.json", lrfind() | {"warnings": [ATTACK]})
     other = write_run(tmp_path / "b", history(2))
     for root in (page(folder), page(folder, other)):
         assert not root.all("script")
@@ -80,7 +95,7 @@ def test_a_folder_whose_name_cannot_be_decoded_can_be_shown(tmp_path):
     assert parse((strange / "report.html").read_text("utf-8")).one("h1").text == "Run ??"
 
 
-def test_a_run_that_was_really_trained_can_be_shown(run):
+def test_a_run_that_was_trained_can_be_shown(run):
     folder, summary, _ = run
     root = page(folder)
     assert root.one("p", "headline").text.startswith(f"{100 * summary['test_accuracy']:.2f} %")
@@ -96,18 +111,13 @@ def test_the_page_goes_into_the_run_folder(run_folder, capsys):
     assert (run_folder / "report.html").read_text("utf-8") == report([run_folder])
 
 
-def test_a_comparison_goes_into_the_current_folder(tmp_path, monkeypatch):
+def test_the_page_of_a_comparison_goes_into_the_current_folder_unless_out_names_another(tmp_path, monkeypatch):
     folders = [str(write_run(tmp_path / name, history(2))) for name in "ab"]
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert main(folders) == 0
-    assert [path.name for path in Path().iterdir()] == ["report.html"]
-
-
-def test_out_says_where_the_page_goes(run_folder, tmp_path):
-    assert main([str(run_folder), "--out", str(tmp_path / "other.html")]) == 0
-    assert parse((tmp_path / "other.html").read_text("utf-8"))
-    assert not (run_folder / "report.html").exists()
+    assert main([*folders, "--out", "other.html"]) == 0
+    assert {path.name for path in Path().iterdir()} == {"report.html", "other.html"}
 
 
 DAMAGE = {
@@ -162,19 +172,15 @@ def test_a_wrong_command_line_is_one_line(arguments, capsys):
     one_error_line(capsys)
 
 
-def test_a_file_that_is_not_a_page_is_not_replaced(run_folder, capsys):
+@pytest.mark.parametrize(("out", "error"), [("config.json", "must end in .html"), ("no/report.html", "no/report.html")])
+def test_a_page_that_cannot_be_written_there_is_refused_in_one_line(run_folder, capsys, out, error):
     before = (run_folder / "config.json").read_bytes()
-    assert main([str(run_folder), "--out", str(run_folder / "config.json")]) == 2
-    assert "must end in .html" in one_error_line(capsys)
+    assert main([str(run_folder), "--out", str(run_folder / out)]) == 2
+    assert error in one_error_line(capsys)
     assert (run_folder / "config.json").read_bytes() == before
 
 
-def test_a_missing_folder_for_the_page_is_one_line(run_folder, tmp_path, capsys):
-    assert main([str(run_folder), "--out", str(tmp_path / "no/report.html")]) == 2
-    assert "no/report.html" in one_error_line(capsys)
-
-
-def test_help_teaches_by_example(capsys):
+def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0

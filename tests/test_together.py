@@ -1,4 +1,4 @@
-"""Several runs at once that share their images, their download and their output folder: none disturbs another."""
+"""Several runs at once that share their images, their download and their output folder: each is as if it ran alone."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_a_held_out_split_chooses_the_best_checkpoint(options, folder):
     assert best["epoch"] == accuracies.index(max(accuracies)) + 1
 
 
-def test_with_no_test_validation_judges_and_nothing_else_changes(options, tmp_path, monkeypatch):
+def test_with_no_test_the_validation_accuracy_is_the_headline_and_nothing_else_changes(options, tmp_path, monkeypatch):
     evaluated, evaluate = [], engine.evaluate
     monkeypatch.setattr(
         build, "evaluate", lambda *args, **keywords: evaluated.append(keywords["title"]) or evaluate(*args, **keywords)

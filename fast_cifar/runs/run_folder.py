@@ -126,7 +126,7 @@ class RunFolder:
         summary = read_json(path, remedy)
         untested = summary.get("test_accuracy") is None and "val_accuracy" in summary  # --no-test
         needed = [name for name in SUMMARY if "test" not in name] + ["val_accuracy"] if untested else SUMMARY
-        for name in needed:
+        for name in [*needed, *({"ema"} & summary.keys())]:
             if not _is_measured(summary.get(name)):
                 raise UserError(f"{path} is damaged: its {name} is not a number; {remedy}")
         return summary

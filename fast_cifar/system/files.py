@@ -64,10 +64,13 @@ def require_writable(folder: Path, remedy: str) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether every part of a file saved by torch has the right checksum, which torch itself does not verify."""
+    """Whether every part of a file saved by torch has the right checksum, which torch itself does not verify.
+
+    A part whose attributes say that it is a folder, after a bit has flipped, is one that torch does not read at all.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+            return archive.testzip() is None and not any(part.external_attr for part in archive.infolist())
     except Exception:  # a damaged file can make zipfile raise almost anything
         return False
 

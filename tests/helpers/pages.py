@@ -12,11 +12,10 @@ from PIL import Image
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.report import report
 from fast_cifar.runs.stats import summarize
+from tests.helpers.plots import SUGGESTION, sweep
 
 IMAGES = ("samples.png", "augmented.png", "misclassified.png", "confusion.png")
 VOID = ("meta", "img")  # elements without an end tag
-
-SUGGESTION = {"lr_min": 1e-4, "lr_max": 1e-2, "steepest": 1e-3, "valley": 5e-3, "minimum": 3e-2}
 
 
 class Element:
@@ -71,18 +70,6 @@ class Tree(HTMLParser):
 
 def parse(page: str) -> Element:
     return Tree(page).root
-
-
-def history(epochs: int, splits: tuple[str, ...] = ("train", "test"), seed: int = 0) -> list[dict]:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for epoch in range(1, epochs + 1):
-        row: dict = {"epoch": epoch, "lr": float(rng.uniform(1e-4, 3e-3))}
-        for split in splits:
-            row |= {f"{split}_loss": float(rng.uniform(0.1, 3)), f"{split}_accuracy": float(rng.uniform(0.3, 1))}
-        row |= {"images_per_second": float(rng.uniform(1e5, 2e5)), "seconds": 2.5, "evaluation_seconds": 0.5}
-        rows.append(row)
-    return rows
 
 
 def summary_of(rows: list[dict], seed: int = 0) -> dict:
@@ -140,18 +127,16 @@ def write_seeds(path: Path, histories: list[list[dict]], *, finished: bool = Tru
     return path
 
 
-def sweep(seed: int = 0) -> dict:
-    lrs = np.geomspace(1e-6, 1, 60)
-    losses = 2.3 - 1 / (1 + (1e-3 / lrs) ** 1.5) + (3 * lrs) ** 4 + np.random.default_rng(seed).normal(0, 0.02, 60)
-    return {"lrs": lrs.tolist(), "losses": losses.tolist(), "smoothed": (losses + 0.01).tolist()} | {
-        "suggestion": SUGGESTION
-    }
+def lrfind() -> dict:
+    """The contents of lrfind.json."""
+    lrs, losses = sweep(60)
+    return {"lrs": lrs, "losses": losses, "smoothed": [loss + 0.01 for loss in losses], "suggestion": SUGGESTION}
 
 
 def write_range_test(path: Path, **more) -> Path:
     path.mkdir()
     write(path / "config.json", RangeTestOptions(name=path.name).as_dict())
-    write(path / "lrfind.json", sweep() | more)
+    write(path / "lrfind.json", lrfind() | more)
     write_image(path / "lrfind.png")
     return path
 

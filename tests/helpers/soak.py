@@ -90,7 +90,7 @@ class Soak:
         self.reference = self.contents("reference")
 
     def time_a_run(self, *, drawn: bool) -> float:
-        """How long a run takes that is left alone, after one that imports and decodes what there is to."""
+        """How long an uninterrupted run takes, after one that imports all modules and decodes the images."""
         for name in ("reference", "reference-again"):
             shutil.rmtree(self.root / "runs" / name, ignore_errors=True)
             started = time.perf_counter()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fast_cifar.plots import range_test
-from tests.helpers.drawings import SUGGESTION, assert_good, lines, sweep, texts
+from tests.helpers.plots import SUGGESTION, assert_good, lines, sweep, texts
 
 pytest.importorskip("matplotlib")
 

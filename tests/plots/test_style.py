@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fast_cifar.plots import grids, range_test, style, training
-from tests.helpers.drawings import CLASSES, SUGGESTION, assert_good, history, matrix, one_cycle, sweep
+from tests.helpers.plots import CLASSES, SUGGESTION, assert_good, history, matrix, one_cycle, sweep
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fast_cifar.plots import training
-from tests.helpers.drawings import CLASSES, assert_good, history, lines, matrix, one_cycle, texts
+from tests.helpers.plots import CLASSES, assert_good, history, lines, matrix, one_cycle, texts
 
 pytest.importorskip("matplotlib")
 

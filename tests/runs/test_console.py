@@ -23,12 +23,14 @@ def test_times_read_as_people_write_them(seconds, text):
     assert console.clock(seconds) == text
 
 
-def test_an_epochs_line_has_everything():
-    line = console.epoch_line(ROW, 24, {"test": 10_000}, 245)
+def test_the_line_of_an_epoch_has_every_number():
+    row = ROW | {"val_loss": 0.7, "val_accuracy": 0.5}
+    line = console.epoch_line(row, 24, {"val": 100, "test": 10_000}, 245)
     for part in (
         "epoch  3/24",
         "lr 0.009120",
         "train 0.8123 71.01%",
+        "val 0.7000 50/100 (50.00%)",
         "test 0.7012 7674/10000 (76.74%)",
         "gap -5.73",
         "12,346 images/sec",
@@ -36,22 +38,15 @@ def test_an_epochs_line_has_everything():
         "4:05 left",
     ):
         assert part in line
+    assert console.epoch_glance(ROW) == "loss 0.8123, train 71.01%, test 76.74%"
 
 
-def test_an_epoch_without_a_test_says_nothing_of_one():
-    line = console.epoch_line(ROW | {"test_loss": None, "test_accuracy": None}, 24, {"test": 10_000}, 0)
+def test_without_a_test_the_lines_of_an_epoch_have_no_test_and_no_gap():
+    row = ROW | {"test_loss": None, "test_accuracy": None}
+    line = console.epoch_line(row, 24, {"test": 10_000}, 0)
     assert "test" not in line
     assert "gap" not in line
-
-
-def test_a_glance_names_loss_and_accuracies():
-    assert console.epoch_glance(ROW) == "loss 0.8123, train 71.01%, test 76.74%"
-    assert console.epoch_glance(ROW | {"test_accuracy": None}) == "loss 0.8123, train 71.01%"
-
-
-def test_a_held_out_split_is_shown():
-    row = ROW | {"val_loss": 0.7, "val_accuracy": 0.5}
-    assert "val 0.7000 50/100 (50.00%)" in console.epoch_line(row, 24, {"val": 100, "test": 10_000}, 0)
+    assert console.epoch_glance(row) == "loss 0.8123, train 71.01%"
 
 
 SUMMARY = {
@@ -65,30 +60,24 @@ SUMMARY = {
 }
 
 
-def test_the_headline_is_the_last_epoch_and_the_best_stands_behind_it():
+def test_the_closing_lines_have_the_last_accuracy_first_then_the_best():
     first, second, third = console.closing_lines(SUMMARY, "runs/a")
     assert first.startswith("test accuracy 87.00%")
     assert "best 88.00%" in first
     assert "4:05" in second
     assert "warm up" not in second
+    assert "memory" not in second
     assert third.endswith("runs/a")
 
 
-def test_warm_up_is_reported_apart_where_there_was_one():
-    assert "37 s to warm up" in console.closing_lines(SUMMARY | {"compile_seconds": 37.2}, "runs/a")[1]
+def test_warm_up_and_peak_memory_are_reported_where_they_are_known():
+    line = console.closing_lines(SUMMARY | {"compile_seconds": 37.2, "peak_memory_bytes": 3 * 2**29}, "runs/a")[1]
+    assert "37 s to warm up" in line
+    assert line.endswith("at most 1.50 GiB of memory")
 
 
-def test_the_peak_of_memory_is_said_where_it_is_known():
-    assert "memory" not in console.closing_lines(SUMMARY, "runs/a")[1]
-    known = console.closing_lines(SUMMARY | {"peak_memory_bytes": 3 * 2**29}, "runs/a")[1]
-    assert known.endswith("at most 1.50 GiB of memory")
-
-
-def test_several_runs_are_a_mean_with_its_interval():
+def test_several_runs_are_a_mean_with_its_interval_and_one_has_none():
     line = console.several_line({"n": 3, "mean": 0.92, "std": 0.01, "interval": [0.9, 0.94]})
     assert "92.00% ± 2.00" in line
     assert "n = 3" in line
-
-
-def test_one_run_claims_no_interval():
     assert console.several_line({"n": 1, "mean": 0.92, "std": None, "interval": None}) == "test accuracy 92.00% (n = 1)"

@@ -132,7 +132,17 @@ def flip(data):
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
-@pytest.mark.parametrize("damage", [flip, lambda data: data[:-100], lambda data: b""], ids=["flip", "cut", "empty"])
+def mark_as_folder(data):
+    """The attributes of the first tensor say that it is a folder; torch would not read it."""
+    place = data.rindex(b"archive/data/0") - 8
+    return data[:place] + b"\x10" + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip, mark_as_folder, lambda data: data[:-100], lambda data: b""],
+    ids=["flip", "folder", "cut", "empty"],
+)
 def test_a_damaged_last_checkpoint_is_reported_and_the_one_before_is_used(options, folder, uninterrupted, damage):
     stop(options(**EXACT), stopped_at_check, 9)
     (folder / "last.pt").write_bytes(damage((folder / "last.pt").read_bytes()))

@@ -26,13 +26,14 @@ def one_cycle(total: int, peak: int, low: float = 1e-3, high: float = 1e-2) -> l
     return np.interp(range(total), [0, peak, total - 1], [low, high, low]).tolist()
 
 
-def history(epochs: int, splits: tuple[str, ...] = ("train", "test")) -> list[dict]:
+def history(epochs: int, splits: tuple[str, ...] = ("train", "test"), seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
     rows = []
     for epoch in range(1, epochs + 1):
-        row: dict = {"epoch": epoch, "lr": 0.01}
-        for shift, split in enumerate(splits):
-            row[f"{split}_loss"] = 2 / (epoch + 1) + 0.1 * shift
-            row[f"{split}_accuracy"] = 1 - 1 / (epoch + 1) - 0.05 * shift
+        row: dict = {"epoch": epoch, "lr": float(rng.uniform(1e-4, 3e-3))}
+        for split in splits:
+            row |= {f"{split}_loss": float(rng.uniform(0.1, 3)), f"{split}_accuracy": float(rng.uniform(0.3, 1))}
+        row |= {"images_per_second": float(rng.uniform(1e5, 2e5)), "seconds": 2.5, "evaluation_seconds": 0.5}
         rows.append(row)
     return rows
 
