@@ -274,3 +274,12 @@ def test_a_run_folder_is_locked_while_a_process_trains_in_it(options, folder):
     train(options(), on_epoch=resume_meanwhile, log=silent)
     assert refused == [1, 2]
     resume(folder)
+
+
+def test_a_resumed_run_keeps_a_best_checkpoint_that_no_later_epoch_beats(options, folder):
+    stop(options(), interrupted_after, 1)
+    best, last = folder / "best.pt", folder / "last.pt"
+    torch.save(torch.load(last, weights_only=True) | {"best": 1.5}, last)
+    before = best.read_bytes()
+    resume(folder)
+    assert best.read_bytes() == before
