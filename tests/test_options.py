@@ -222,3 +222,8 @@ def test_the_assignment_preset_is_plain_adam_with_black_padding_and_rates_of_its
     given = TrainOptions(preset="assignment", lr_max=0.01, pad_mode="reflect", given=frozenset({"lr_max", "pad_mode"}))
     assert (given.resolved().find_lr, given.resolved().lr_max, given.resolved().pad_mode) == (False, 0.01, "reflect")
     given.resolved().check()
+
+
+def test_only_the_machine_the_place_of_the_data_and_how_often_to_save_may_change_on_resume():
+    machine = {"device", "compile", "amp", "amp_dtype", "channels_last"}
+    assert TrainOptions.names(resumable=True) == machine | {"data", "data_dir", "mirror", "checkpoint_steps"}
