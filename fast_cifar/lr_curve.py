@@ -165,6 +165,13 @@ def _descent(smoothed: np.ndarray) -> tuple[int, int, float]:
     return top, lowest, smoothed[top] - smoothed[lowest]
 
 
+def _basin(smoothed: np.ndarray) -> tuple[int, int]:
+    """(left, right): the first and last step around the minimum at which the loss is about as low."""
+    _, lowest, fall = _descent(smoothed)
+    outside = np.flatnonzero(smoothed > smoothed[lowest] + BASIN * fall)
+    return outside[outside < lowest].max(initial=-1) + 1, outside[outside > lowest].min(initial=len(smoothed)) - 1
+
+
 def failure(rates: Sequence[float], losses: Sequence[float], diverged: bool) -> str | None:
     """Why the losses at the first of the planned rates mean nothing, and what to do about it; None where they can be
     read. `diverged` says that the loss ended the sweep."""
@@ -197,9 +204,7 @@ def suggest(lrs: Sequence[float], smoothed: np.ndarray) -> Suggestion:
     """
     log_lrs = np.log(np.asarray(lrs))
     top, lowest, fall = _descent(smoothed)
-    outside = np.flatnonzero(smoothed > smoothed[lowest] + BASIN * fall)
-    left = outside[outside < lowest].max(initial=-1) + 1
-    right = outside[outside > lowest].min(initial=len(smoothed)) - 1
+    left, right = _basin(smoothed)
     lr_max = float(np.exp((log_lrs[left] + log_lrs[right]) / 2))
     onset = top + int(np.argmax(smoothed[top:] < smoothed[top] - ONSET * fall))
     slopes = np.gradient(smoothed, log_lrs)
@@ -281,11 +286,18 @@ def _warnings(curves: Sequence[Curve], lr_end: float) -> list[str]:
             f"the loss rose before it fell{share(recovering)}, so its fall may be no more than a recovery; "
             "start lower or rise more slowly: --lr-start --lr-end --iters"
         )
-    unfinished = [curve for curve in curves if curve.divergence is None and curve not in recovering]
+    # With BatchNorm a loss often rises again without diverging: then its minimum is known all the same.
+    unfinished = [
+        curve
+        for curve in curves
+        if curve.divergence is None
+        and curve not in recovering
+        and _basin(np.asarray(curve.smoothed))[1] == len(curve.lrs) - 1
+    ]
     if unfinished:
         further = f"sweep further: --lr-end {10 * lr_end:g}" if 10 * lr_end <= HIGHEST_RATE else "sweep more slowly"
         found.append(
-            f"the loss did not diverge up to {lr_end:.3g}{share(unfinished)}, so LRMAX may be too low; {further}"
+            f"the loss is still at its lowest at {lr_end:.3g}{share(unfinished)}, so LRMAX may be too low; {further}"
         )
     lr_maxes = [curve.suggestion.lr_max for curve in curves]
     factor = max(lr_maxes) / min(lr_maxes)

@@ -248,7 +248,12 @@ def test_seeds_that_differ_by_more_than_a_factor_of_two_have_a_warning():
     assert "a factor of 2.1, 0.001 to 0.0021" in line
 
 
-def test_a_sweep_that_never_diverged_should_be_longer():
+def test_a_loss_that_rises_again_without_diverging_needs_no_longer_sweep():
+    bounded = [*FALLING, FALLING[-1] + 0.8 * (FALLING[0] - FALLING[-1])]
+    assert combined(curve_of(1e-3, bounded, diverges_at=None)).warnings == []
+
+
+def test_a_sweep_that_ends_at_its_lowest_loss_should_be_longer():
     endless = curve_of(1e-3, diverges_at=None)
     assert "--lr-end 10" in combined(endless).warnings[0]
     assert "1 of 3 seeds" in combined(endless, curve_of(1e-3), curve_of(1e-3)).warnings[0]
