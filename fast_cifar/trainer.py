@@ -40,6 +40,7 @@ from fast_cifar.system.distributed import ALONE, DistributedContext, process_gro
 from fast_cifar.system.errors import UserError
 from fast_cifar.system.signals import Stopped, StopRequest, stop_on_signal
 
+ESTIMATE_AFTER = 10.0  # seconds of training, after which its duration can be estimated
 STOP_CHECK_STEPS = 20  # steps between two agreements of several processes on whether to stop, which the host waits for
 Log = Callable[[str], None]
 OnEpoch = Callable[[Row], None]
@@ -252,6 +253,7 @@ class Run:
         self.history: list[Row] = []
         self.evaluation: Evaluation | None = None  # the last one on the headline's split
         self.save_seconds = 0.0
+        self.estimated = False  # whether the screen has said how long the run will take
 
     def train(self) -> dict[str, Any]:
         setup, options, training, progress = self.setup, self.options, self.training, self.state.progress
@@ -264,7 +266,7 @@ class Run:
             self.log(style.NO_MATPLOTLIB)
         compile_seconds = self._warm_up()
         self._seed_dropout()
-        self.started, self.first_epoch = time.perf_counter(), progress.epoch
+        self.started, self.first_epoch, self.first_step = time.perf_counter(), progress.epoch, progress.metrics.steps
         bar = tqdm(
             total=options.epochs,
             initial=progress.epoch,
@@ -338,11 +340,22 @@ class Run:
     def _after_step(self, writer: checkpoint.Writer, metrics: EpochMetrics) -> None:
         if self.distributed.size == 1 or metrics.steps % STOP_CHECK_STEPS == 0 or metrics.steps == self.steps_per_epoch:
             self.stop.check()
+        if not self.estimated and time.perf_counter() - self.started > ESTIMATE_AFTER:
+            self._estimate(metrics.steps)
         every = self.options.checkpoint_steps
         if every and metrics.steps % every == 0 and metrics.steps < self.steps_per_epoch:
             with metrics.clock_stopped():
                 self._check_finite(self.state.progress.epoch + 1, [metrics.over_all_processes().loss])
                 self._save(writer, self.state.last_checkpoint())
+
+    def _estimate(self, steps: int) -> None:
+        """Says once how long the run will take, where that is more than a minute."""
+        self.estimated = True
+        epochs = self.options.epochs - self.state.progress.epoch
+        done = steps + (self.state.progress.epoch - self.first_epoch) * self.steps_per_epoch - self.first_step
+        seconds = (epochs * self.steps_per_epoch - steps) * (time.perf_counter() - self.started) / done
+        if seconds > 60:
+            self.log(f"about {console.clock(seconds)} of training to go for {epochs} epochs on this machine")
 
     def _after_epoch(self, writer: checkpoint.Writer, bar: tqdm, row: Row) -> None:
         """Writes history and checkpoints, then tells the screen and whoever else asked."""

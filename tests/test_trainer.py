@@ -55,6 +55,15 @@ def test_each_epoch_has_a_row_of_metrics_and_a_line_on_the_screen(run):
     assert all("images/sec" in line and "/24 (" in line for line in shown)
 
 
+def test_a_long_run_says_once_how_long_it_will_take(options, monkeypatch):
+    clock = itertools.count(0.0, 100.0)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
+    lines = []
+    train(options(epochs=3), log=lines.append)
+    (line,) = [line for line in lines if "of training to go" in line]
+    assert line == "about 40:00 of training to go for 3 epochs on this machine"  # 8 of 9 steps, the clock read 3 times
+
+
 def test_on_epoch_receives_each_row_of_metrics(options, folder):
     seen = []
     train(options(val_split=8), on_epoch=seen.append, log=silent)
