@@ -113,10 +113,10 @@ def _prepare(
     options.check()
     if distributed.is_main:
         check_new(new_path(options.out, options.name, options.data))
-    setup = build_setup(options, distributed, test=options.test)
-    steps, _ = cycle_steps(options, len(setup.data.train) // options.batch_size)
     if options.lr_from is not None:
         options = _with_rates_of(options, log)
+    setup = build_setup(options, distributed, test=options.test)
+    steps, _ = cycle_steps(options, len(setup.data.train) // options.batch_size)
     if not options.find_lr:
         return setup, options, None
     test = RangeTestOptions()

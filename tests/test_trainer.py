@@ -181,7 +181,8 @@ def common(options):
     return {name: getattr(options, name) for name in ("data", "data_dir", "device", "batch_size")}
 
 
-def test_lr_from_without_a_range_test_is_refused(run, options, folder):
+def test_lr_from_without_a_range_test_is_refused(run, options, folder, monkeypatch):
+    monkeypatch.setattr(trainer, "build_setup", None)  # refused before data are loaded
     with pytest.raises(UserError, match="holds no range test; run_lrfind.py makes one"):
         train(options(lr_max=None, lr_from=str(run[0])), log=silent)
     with pytest.raises(UserError, match="--lr-from sets LRMAX and LRMIN; leave --lr-max out"):
