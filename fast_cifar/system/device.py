@@ -67,7 +67,7 @@ class Precision:
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
-    A GPU becomes torch's current device: graphs are captured there, and memory statistics need CUDA to be initialised.
+    A GPU with a number becomes torch's current device, where graphs are captured; "cuda" is the current one already.
 
     Raises:
         UserError: there is no such kind of device, or this machine has none.
@@ -84,7 +84,7 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(
             f"this machine has no device {name!r} that torch {torch.__version__} can use; try --device auto"
         )
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
 

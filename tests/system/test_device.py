@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from torch.cuda._utils import _get_device_index
 
 from fast_cifar.system import device as device_module
 from fast_cifar.system.device import (
@@ -38,7 +39,7 @@ def test_the_cpu_is_always_there():
 )
 def test_auto_takes_the_fastest_kind_available(monkeypatch, present, expected):
     monkeypatch.setattr(device_module, "_is_present", lambda device: device.type in present)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", _get_device_index)  # torch's own check, which refuses a bare "cuda"
     assert resolve_device("auto") == expected
 
 
@@ -67,10 +68,11 @@ def test_an_absent_device_is_refused(monkeypatch, cards, absent):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     current = []
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(_get_device_index(device)))
+    assert cards == 0 or resolve_device("cuda") == CUDA  # the current device, whichever it is
     for index in range(cards):
         assert resolve_device(f"cuda:{index}") == torch.device("cuda", index)
-    assert current == [torch.device("cuda", index) for index in range(cards)]  # graphs are captured there
+    assert current == [*range(cards)]  # graphs are captured there
     with pytest.raises(UserError, match=f"no device '{absent}'"):
         resolve_device(absent)
 
