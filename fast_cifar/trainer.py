@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from fast_cifar.build import Setup, TrainingState, build_setup
-from fast_cifar.custom_resnet import parameter_count
+from fast_cifar.custom_resnet import parameter_count, training_flops
 from fast_cifar.engine import EpochMetrics, Evaluation, Row, fit
 from fast_cifar.lr_curve import RangeTest
 from fast_cifar.lr_finder import sweep, write_range_test
@@ -427,6 +427,9 @@ class Run:
             "precision": setup.precision.name,
             "torch": str(torch.__version__),
             "parameters": parameter_count(self.training.model),
+            "training_flops": training_flops(
+                self.training.model, epochs * self.steps_per_epoch * self.options.batch_size
+            ),
         }
         self.folder.previous.unlink(missing_ok=True)
         self.folder.write_summary(summary)

@@ -39,6 +39,7 @@ def test_the_summary_is_returned_and_written(run):
     assert summary["train_accuracy"] > 0.7  # the classes differ in colour
     assert 0 <= summary["test_accuracy"] <= summary["best_test_accuracy"] <= 1
     assert summary["peak_memory_bytes"] > 10**7
+    assert summary["training_flops"] > 10**9
 
 
 def test_each_epoch_has_a_row_of_metrics_and_a_line_on_the_screen(run):
