@@ -13,7 +13,8 @@ The last variant is a typical PyTorch baseline: torchvision v2 transforms on PIL
 workers, fp32, NCHW, torch.optim.Adam with its defaults, and `loss.item()` after each step.
 
 `of the fastest product` is model FLOPs utilisation (MFU): the arithmetic of forward and backward pass, as torch's own
-counter counts it, as a share of what a large matrix product in the mixed precision reaches in the same run. On CUDA,
+counter counts it, as a share of the fastest product measured in the same run: the best median of large matrix products
+and of the network's own convolutions, in the mixed precision and at the batch size of the variants. On CUDA,
 `peak memory` is what a variant allocates. The variants take turns; the table shows the median of the repeats and their
 range. Warm-up and compilation are not in the rates and have a column of their own.
 """
@@ -35,7 +36,17 @@ from torchvision.transforms import v2
 
 from bench.augmentation import CUTOUT_SHARE, MEAN, STD, TransformedImages, worker_loader
 from bench.markdown import COLUMNS, caption, print_rows
-from bench.measure import arguments, check_counts, environment, interleave, parsed, save_rows
+from bench.measure import (
+    arguments,
+    check_counts,
+    convolutions,
+    environment,
+    interleave,
+    parsed,
+    peak_flops,
+    products,
+    save_rows,
+)
 from fast_cifar.build import Setup
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.data.load import Dataset, Split
@@ -47,7 +58,7 @@ from fast_cifar.train_step import TrainStep, memory_format_of
 
 IMAGES, LR = 50_000, 1e-4
 BASELINE = "typical PyTorch baseline"
-PRODUCT = "matrix product"
+PRODUCTS = 5  # of each kind, in a repeat
 
 
 @dataclass(frozen=True)
@@ -89,12 +100,16 @@ def main() -> None:
     with seeded_run(0, device, deterministic=False):
         cases = {variant.name: measured(make_case, variant, data, batch_size, device) for variant in compared}
         cases[BASELINE] = measured(baseline_case, data, batch_size, device)
-        side = 512 if options.quick else 2048 if device.type == "cpu" else 8192
+        dtype = compared[-1].precision.dtype
+        arithmetic = products(device, dtype, quick=options.quick)
+        for layer, passes in convolutions(device, dtype, batch_size).items():
+            arithmetic |= {f"{layer}, {name}": work for name, work in passes.items()}
         runs = {name: case.run for name, case in cases.items()}
-        runs[PRODUCT] = product_case(device, compared[-1].precision.dtype, side)
+        runs |= {name: work.calls(PRODUCTS) for name, work in arithmetic.items()}
         rates = interleave(runs, repeats=options.repeats, device=device)
 
-    fastest = rates.pop(PRODUCT)["images_per_second"]
+    fastest = peak_flops(arithmetic, rates)
+    rates = {name: rates[name] for name in cases}
     flops = flops_per_image()
     where = environment(device) | {"batch": batch_size, "steps": steps}
     where |= {"matmul_tflops": fastest / 1e12, "flops_per_image": flops}
@@ -199,19 +214,6 @@ def baseline_case(data: Split, batch_size: int, device: torch.device) -> Case:
     start = time.perf_counter()
     run()
     return Case(run, time.perf_counter() - start)
-
-
-def product_case(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], int]:
-    """A product of two square matrices of random numbers (zeros would be faster); counts FLOPs."""
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    products = 5
-
-    def run() -> int:
-        for _ in range(products):
-            a @ b
-        return products * 2 * side**3
-
-    return run
 
 
 def flops_per_image() -> float:

@@ -18,7 +18,6 @@ from bench.training import (
     baseline_case,
     flops_per_image,
     make_rows,
-    product_case,
     step_and_loader,
     variants,
 )
@@ -70,10 +69,6 @@ def test_the_baseline_trains_on_whole_batches():
     case = baseline_case(Split(images, torch.arange(10)), 4, torch.device("cpu"))
     assert case.run() == 8
     assert case.warm_up_seconds > 0
-
-
-def test_a_matrix_product_counts_two_operations_a_multiply_add():
-    assert product_case(torch.device("cpu"), torch.float32, 8)() == 5 * 2 * 8**3
 
 
 @needs_cuda
