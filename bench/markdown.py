@@ -223,7 +223,7 @@ CONDITIONS = {
     "images": "{:,} images",
     "steps": "{:,} steps a repeat",
     "matmul_tflops": "fastest product measured {:.3g} TFLOP/s",
-    "bandwidth": "fastest traffic measured {0[0]:,.3g} to {0[1]:,.3g} GB/s",
+    "bandwidth": "fastest traffic measured {0[0]:,.1f} to {0[1]:,.1f} GB/s",
 }
 
 
