@@ -221,7 +221,7 @@ def test_text_outside_the_markers_is_untouched_byte_for_byte(place):
         "\n\r\n",
         "\t \n",
         "\n",
-        "| a | table |\n",
+        "\n| a | table |\n",
         "\n \n",
         "\r\nno newline",
     ]
