@@ -222,6 +222,7 @@ CONDITIONS = {
     "batch": "batch {:,}",
     "images": "{:,} images",
     "steps": "{:,} steps a repeat",
+    "images_per_second": "{:,.0f} images/sec without the profiler",
     "matmul_tflops": "fastest product measured {:.3g} TFLOP/s",
     "bandwidth": "fastest traffic measured {0[0]:,.1f} to {0[1]:,.1f} GB/s",
 }
