@@ -79,8 +79,8 @@ def main() -> None:
     precision = resolve_precision(device, not options.no_amp, "auto")
     batch_size, steps = options.batch_size, 3 if device.type == "cpu" else 20
 
-    # Without this the profiler does not see the kernels that Inductor makes for a CPU.
-    named_kernels = inductor.patch({"cpp.enable_kernel_profile": True})
+    # Without this the profiler does not see the kernels that Inductor makes for a CPU; those of its cache may lack it.
+    named_kernels = inductor.patch({"cpp.enable_kernel_profile": True, "force_disable_caches": device.type == "cpu"})
     with seeded_run(0, device, deterministic=False), named_kernels:
         step, loader = make_step(batch_size, steps, device, precision, compile=options.compile)
         cases = {"step": lambda: train(step, loader)}
