@@ -9,7 +9,7 @@
 
 The benchmarks run in the order training, roofline, trace (on CUDA only), end_to_end, augmentation. Each is in its file
 and in the tables before the next one begins, so that a report that is cut off keeps what is done. docs/gpu.md says how
-long each should take on a GPU, where end_to_end trains three seeds; two CPU cores need about half an hour for all.
+long each should take on a GPU, where end_to_end trains three seeds; two CPU cores need about 20 minutes for all.
 
 bench/results holds a file for each device, named after it: {"environment", "training", "roofline", ...}, each benchmark
 with its rows, the conditions and the command that made them. A benchmark that fails does not stop the others; the exit

@@ -28,7 +28,9 @@ that no pass can exceed 100 %.
 
 The gradient of the first layer's input, which training does not need, is left out. The sum of the rows also lacks the
 head, the loss, the casts of the weights and the optimiser. A whole eager step has them; it stands below the sum, with
-the sum's limit. Times are medians of the repeats. On CUDA they are the GPU's own, without the host's launches.
+the sum's limit. Times are medians of the repeats. On CUDA they are the GPU's own, without the host's launches. On a CPU
+nothing else may run: oneDNN's threads spin while they wait for one that the system has put aside, and the gradients of
+weights then take up to twenty times as long.
 """
 
 from __future__ import annotations
