@@ -140,7 +140,7 @@ def convolutions(device: torch.device, dtype: torch.dtype, batch_size: int) -> d
         if row.kind != "Conv2d":
             continue
         layer = model.get_submodule(row.name)
-        weight = placed(layer.weight.detach(), device, dtype)
+        weight = random_batch(layer.weight.shape, device, dtype)
         inputs = random_batch((batch_size, layer.in_channels, *row.output_shape[1:]), device, dtype)
         gradient = random_batch((batch_size, *row.output_shape), device, dtype)
         geometry = (layer.stride, layer.padding, layer.dilation)
@@ -167,12 +167,9 @@ def peak_flops(work: Mapping[Key, Work], rates: Mapping[Key, Mapping[str, Any]])
 
 def random_batch(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Random numbers in the memory format that the network trains in on this device."""
-    return placed(torch.randn(*shape, device=device, dtype=dtype), device, dtype)
-
-
-def placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     last = supports_channels_last(device)
-    return tensor.to(device, dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    numbers = torch.randn(*shape, device=device, dtype=dtype)
+    return numbers.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def arguments(manual: str) -> argparse.ArgumentParser:

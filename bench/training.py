@@ -1,6 +1,6 @@
 """What does each optimisation buy? Images/sec of the whole training step, one more of them in each variant.
 
-    python -m bench.training                     # twelve minutes on two CPU cores, three on a GPU
+    python -m bench.training                     # ten minutes on two CPU cores, two on a GPU
     python -m bench.training --quick             # a smoke run
     python -m bench.training --batch-size 128 --json out.json
 
