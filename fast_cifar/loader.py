@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fast_cifar.augment import Draws, check_images, check_options, draw, normalise_and_cut, pad, row_tables
 from fast_cifar.options import CUTOUT, PAD_MODE, PADDING
-from fast_cifar.system.device import compiled, prefers_index_select
+from fast_cifar.system.device import compiled, prefers_index_select, upload, works_asynchronously
 
 CHUNK = 4096  # images handled at a time when the store is built or measured: bounds the memory it takes
 
@@ -105,6 +105,7 @@ class DeviceLoader:
         self.images = self._store[(0, slice(None), *inner)]
         self.labels = labels.to(device)
         self._make_batch = compiled(_make_batch, self.labels.device) if compile else _make_batch
+        self._ahead: dict[tuple[int, int], tuple[Tensor, Draws]] = {}  # by seed and epoch: the next epoch's, if any
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -129,23 +130,18 @@ class DeviceLoader:
         generator = torch.Generator().manual_seed(_hashed(self.seed, epoch))
         permutation = torch.randperm(count, generator=generator) if self.train else torch.arange(count)
         draws = draw(
-            count,
-            padding=self.padding,
-            cutout=self.cutout,
-            size=self.size,
-            flip=self.flip,
-            generator=generator,
-            device=self.labels.device,
+            count, padding=self.padding, cutout=self.cutout, size=self.size, flip=self.flip, generator=generator
         )
-        permutation = permutation.to(self.labels.device)
         if self._alternate_flips and self.flip:
             draws = replace(draws, flip=self._first_flips()[permutation] ^ (epoch % 2 == 1))
-        return permutation, draws
+        device = self.labels.device
+        moved = {name: upload(tensor, device) for name, tensor in vars(draws).items()}
+        return upload(permutation, device), Draws(**moved)
 
     def _first_flips(self) -> Tensor:
         """bool [N]: whether epoch 0 mirrors each image, in the order of the data."""
         generator = torch.Generator().manual_seed(_hashed(self.seed, 0, 1))  # no epoch has these numbers
-        return (torch.randint(2, (len(self.labels),), generator=generator) == 1).to(self.labels.device)
+        return torch.randint(2, (len(self.labels),), generator=generator) == 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (inputs, labels): dtype [B, 3, H, W] in channels_last, and int64 [B]."""
@@ -153,7 +149,8 @@ class DeviceLoader:
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """What iterating yields, beginning with batch `first` of the epoch, 0-based."""
-        return self._batches(self.epoch, *self.draws(self.epoch), first)
+        drawn = self._ahead.pop((self.seed, self.epoch), None) or self.draws(self.epoch)
+        return self._batches(self.epoch, *drawn, first)
 
     def _batches(self, epoch: int, permutation: Tensor, draws: Draws, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         starts = self._window_starts(permutation, draws)
@@ -168,6 +165,8 @@ class DeviceLoader:
             yield self._made(make_batch, starts[part], draws[part]), labels[part]
         if self.epoch == epoch:  # unless set_epoch has chosen another one meanwhile
             self.epoch += 1
+        if works_asynchronously(self.labels.device):  # it is still busy with this epoch
+            self._ahead = {(self.seed, self.epoch): self.draws(self.epoch)}
 
     def batch(self, indices: Tensor, draws: Draws) -> Tensor:
         """The images `indices`, changed by one of `draws` each: dtype [n, 3, H, W], as iterating yields them."""
