@@ -76,6 +76,28 @@ def test_eval_every_leaves_test_fields_null_but_never_those_of_the_last_epoch(op
     assert [row["test_accuracy"] is None for row in rows(folder)] == [True, False, False]
 
 
+@pytest.mark.parametrize(("interval", "expected"), [(0.0, [1, 2, 3, 4, 5, 6, 7, 8]), (5.0, [1, 4, 7, 8])])
+def test_last_pt_keeps_its_distance_in_time_but_is_always_that_of_the_end(
+    options, folder, monkeypatch, interval, expected
+):
+    def two_seconds_later(row):
+        clock.append(clock[-1] + 2)
+
+    def save(self, files):
+        saved.extend((path.name, contents["epoch"]) for path, contents in files.items())
+        original(self, files)
+
+    clock, saved, original = [0.0], [], checkpoint.Writer.save
+    monkeypatch.setattr(trainer, "checkpoint_interval", lambda device: interval)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[-1])
+    monkeypatch.setattr(checkpoint.Writer, "save", save)
+    train(options(epochs=8), on_epoch=two_seconds_later, log=silent)
+    accuracies = [-1.0, *(row["test_accuracy"] for row in rows(folder))]
+    best = [epoch for epoch in range(1, 9) if accuracies[epoch] > max(accuracies[:epoch])]
+    assert [epoch for name, epoch in saved if name == "last.pt"] == expected
+    assert [epoch for name, epoch in saved if name == "best.pt"] == best
+
+
 def test_checkpoints_describe_themselves(run):
     for name in ("last.pt", "best.pt"):
         contents = torch.load(run[0] / name, weights_only=True)

@@ -181,6 +181,11 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def checkpoint_interval(device: torch.device) -> float:
+    """Seconds that pass at least between the checkpoints of two epochs: a GPU may train several epochs in one."""
+    return 5.0 if device.type == "cuda" else 0.0
+
+
 def prefers_index_select(device: torch.device) -> bool:
     """Whether windows of an image should be copied with `index_select` instead of advanced indexing.
 
