@@ -11,6 +11,7 @@ from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
 from fast_cifar.train_step import TrainStep
 from fast_cifar.trainer import cycle_steps
+from tests.helpers.devices import needs_cuda
 from tests.helpers.runs import diverging_after, read_json, rows, rows_without_times, silent
 
 FILES = ["config.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt"]
@@ -107,12 +108,27 @@ def test_checkpoints_describe_themselves(run):
         assert not any(key.startswith(("_orig_mod.", "module.")) for key in contents["model"])
 
 
-def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes_of_a_checkpoint_whatever_the_name(options, tmp_path):
+@pytest.mark.parametrize(
+    ("device", "compiled"),
+    [("cpu", False), pytest.param("cuda", False, marks=needs_cuda), pytest.param("cuda", True, marks=needs_cuda)],
+)
+def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes_of_a_checkpoint_whatever_the_name(
+    options, tmp_path, device, compiled
+):
     a, b = tmp_path / "a", tmp_path / "elsewhere/b"
+    repeatable = options(dropout=0.3, deterministic=True, device=device, compile=compiled, amp=device == "cuda")
     for path in (a, b):
-        train(options(out=str(path.parent), name=path.name, deterministic=True), log=silent)
+        train(repeatable.replace(out=str(path.parent), name=path.name), log=silent)
     assert rows_without_times(a) == rows_without_times(b)
     assert (a / "last.pt").read_bytes() == (b / "last.pt").read_bytes()
+
+
+@pytest.mark.parametrize(("device", "numbered"), [("cpu", "cpu:0"), pytest.param("cuda", "cuda:0", marks=needs_cuda)])
+def test_a_device_with_a_number_trains_as_the_one_without(options, tmp_path, device, numbered):
+    for name, one in (("without", device), ("with", numbered)):
+        train(options(name=name, device=one, compile=device == "cuda", deterministic=True), log=silent)
+    assert rows_without_times(tmp_path / "with") == rows_without_times(tmp_path / "without")
+    assert read_json(tmp_path / "with/config.json")["device"] == numbered
 
 
 @pytest.mark.parametrize(
