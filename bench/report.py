@@ -125,6 +125,8 @@ def arguments_for(bench: str, options: argparse.Namespace, device: torch.device)
     arguments = [] if options.device == "auto" else ["--device", options.device]
     arguments += ["--quick"] if options.quick else []
     on_gpu = device.type == "cuda"
+    if bench == "training" and on_gpu:
+        arguments.append("--no-tricks")  # Inductor may tune them for minutes
     if bench == "trace" and on_gpu and has_compiler():
         arguments.append("--compile")
     if bench == "end_to_end":

@@ -171,7 +171,7 @@ def test_a_gpu_also_traces_what_it_trains_and_trains_three_seeds(place, calls, m
     monkeypatch.setattr(report, "has_compiler", lambda: compiler)
     assert place.run() == 0
     assert calls == [
-        ("training", []),
+        ("training", ["--no-tricks"]),
         ("roofline", []),
         ("trace", ["--compile"] if compiler else []),
         ("end_to_end", ["--runs", "3"]),
