@@ -12,8 +12,7 @@ import torch.nn.functional as F
 
 from fast_cifar import train_step
 from fast_cifar.engine import evaluate
-from fast_cifar.optimizer import make_optimizer, make_scheduler
-from fast_cifar.schedules import one_cycle
+from fast_cifar.optimizer import make_optimizer, one_cycle_scheduler
 from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep, preserve_state
 from tests.helpers.devices import DEVICES, needs_cuda
@@ -28,7 +27,7 @@ def step_of(model, precision=FP32, **keywords):
 
 
 def schedule(step):
-    return make_scheduler(step.optimizer, RATE, one_cycle(6, 2, RATE / 10, RATE))
+    return one_cycle_scheduler(step.optimizer, 6, 2, RATE / 10, RATE)
 
 
 def assert_close_parameters(model, other, **tolerances):
