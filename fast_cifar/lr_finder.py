@@ -36,6 +36,7 @@ from fast_cifar.system.device import (
     seeded_run,
 )
 from fast_cifar.system.errors import UserError
+from fast_cifar.system.progress import progress_bar
 from fast_cifar.train_step import Criterion, TrainStep, memory_format_of, preserve_state
 
 HELD_OUT = 500  # images for --loss-on val, which are evaluated after every step
@@ -143,7 +144,7 @@ def sweep_losses(
     losses: list[float] = []
     ratios = rate_ratios(step.optimizer)
     step.model.train()
-    bar = tqdm(rates, desc=title, unit="step", leave=False, disable=None, dynamic_ncols=True)
+    bar = progress_bar(rates, desc=title, unit="step", leave=False)
     with _epoch_restored(loader):
         for lr, (inputs, labels) in zip(bar, _endless(loader), strict=False):
             for group, ratio in zip(step.optimizer.param_groups, ratios, strict=True):

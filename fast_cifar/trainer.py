@@ -37,6 +37,7 @@ from fast_cifar.system.device import (
 )
 from fast_cifar.system.distributed import ALONE, DistributedContext, process_group
 from fast_cifar.system.errors import UserError
+from fast_cifar.system.progress import progress_bar
 from fast_cifar.system.signals import Stopped, StopRequest, stop_on_signal
 
 ESTIMATE_AFTER = 10.0  # seconds of training, after which its duration can be estimated
@@ -264,14 +265,7 @@ class Run:
         compile_seconds = self._warm_up()
         self._seed_dropout()
         self.started, self.first_epoch, self.first_step = time.perf_counter(), progress.epoch, progress.metrics.steps
-        bar = tqdm(
-            total=options.epochs,
-            initial=progress.epoch,
-            desc="epochs",
-            unit="epoch",
-            disable=None,
-            dynamic_ncols=True,
-        )
+        bar = progress_bar(total=options.epochs, initial=progress.epoch, desc="epochs", unit="epoch")
         keep = {self.folder.last: self.folder.previous}
         with (
             stop_on_signal(self.stop, self._announce_stop, patient=self.distributed.size > 1),
