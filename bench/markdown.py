@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.measure import print_table
+from bench.measure import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, print_table
 from fast_cifar.runs.stats import summarize
 from fast_cifar.system.errors import UserError, counted
 
@@ -101,6 +101,10 @@ def seconds(number: float) -> str:
     return count(number) if number >= 1000 else f"{number:.1f}"
 
 
+def milliseconds(number: float) -> str:
+    return count(1000 * number) if number >= 0.1 else f"{1000 * number:.3g}"
+
+
 def memory(number: int) -> str:
     return f"{number / 2**30:.2f} GiB"
 
@@ -135,6 +139,16 @@ def to_target(row: Row) -> str:
     return f"{len(reached)} of {len(row['seeds'])} runs {aim}" if reached else f"never {aim}"
 
 
+def of_pass(name: str) -> Callable[[Row], str]:
+    """Milliseconds of a layer's pass, and in brackets its share of the limit."""
+
+    def cell(row: Row) -> str:
+        one = row.get("passes", {}).get(name)
+        return f"{milliseconds(one['seconds'])} ({percent(one['share_of_limit'], digits=0)})" if one else ""
+
+    return cell
+
+
 COLUMNS = {
     "training": [
         Column("variant", value("variant"), words=True),
@@ -145,6 +159,22 @@ COLUMNS = {
         Column("of the fastest product", value("mfu", percent)),
         Column("peak memory", value("peak_memory_bytes", memory)),
         Column("warm-up, s", value("warm_up_seconds", seconds)),
+    ],
+    "roofline": [
+        Column("layer", value("layer"), words=True),
+        Column("batch", value("batch")),
+        Column("GFLOP", value("flops", lambda number: f"{number / 1e9:,.1f}" if number else "")),
+        Column("MB", value("bytes", lambda number: f"{number / 1e6:,.1f}")),
+        Column("bound by", lambda row: "FLOPs" if row["seconds_of_flops"] > row["seconds_of_bytes"] else "bytes"),
+        Column("allowed, ms", value("seconds_allowed", milliseconds)),
+        Column("taken, ms", value("seconds", milliseconds)),
+        Column("share of limit", value("share_of_limit", percent)),
+        *(Column(name, of_pass(name)) for name in (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT)),
+    ],
+    "trace": [
+        Column("kind", value("kind"), words=True),
+        Column("ms a step", value("ms", "{:,.3f}".format)),
+        Column("share", value("share", percent)),
     ],
     "augmentation": [
         Column("variant", value("variant"), words=True),
@@ -189,10 +219,14 @@ COLUMNS = {
 # Conditions that a benchmark may have written into its environment.
 CONDITIONS: dict[str, Callable[[Any], str]] = {
     "dtype": str,
+    "precision": str,
+    "mode": str,
     "batch": "batch {:,}".format,
     "images": partial(counted, noun="image"),
     "steps": lambda n: f"{counted(n, 'step')} a repeat",
+    "images_per_second": "{:,.0f} images/sec without the profiler".format,
     "matmul_tflops": "fastest product measured {:.3g} TFLOP/s".format,
+    "bandwidth": "fastest traffic measured {0[0]:,.1f} to {0[1]:,.1f} GB/s".format,
 }
 
 

@@ -7,9 +7,13 @@
     python -m bench.report --tables-only          # measures nothing: the tables from bench/results as it is
     python -m bench.report --add-run runs/NAME --name NAME --command "python run_train.py ..."
 
-bench/results holds a file for each device, named after it: {"environment", "augmentation", "training", "end_to_end"},
-each benchmark with its rows, the conditions and the command that made them. A benchmark that fails does not stop the
-others; the exit status is then 1.
+The benchmarks run in the order training, roofline, trace (on CUDA only), end_to_end, augmentation. Each is in its file
+and in the tables before the next one begins, so that a report that is cut off keeps what is done. docs/gpu.md says how
+long each should take on a GPU, where end_to_end trains three seeds; two CPU cores need about 20 minutes for all.
+
+bench/results holds a file for each device, named after it: {"environment", "training", "roofline", ...}, each benchmark
+with its rows, the conditions and the command that made them. A benchmark that fails does not stop the others; the exit
+status is then 1.
 
 bench/results/runs holds a file for each recipe that was trained: {"command", "title", "note", "when", "recipe",
 "summaries"}; title and note are optional, and the summaries are those of its seeds. `--add-run` makes one from a
@@ -17,7 +21,7 @@ finished run folder, of one seed or of several (`--runs`).
 
 README.md, docs/results.md and docs/recipe.md have the tables between two lines, and nothing outside them is touched:
 
-    <!-- bench.report: training -->        or augmentation, end_to_end, accuracy
+    <!-- bench.report: training -->        or another benchmark, or accuracy
     <!-- bench.report: end -->
 
 `<!-- bench.lr_sweep: NAME -->` stands for bench/results/lr_sweeps/NAME.json in the same way, and
@@ -31,55 +35,51 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.experiment import experiment_block, read_plan
 from bench.lr_sweep import read_sweep
 from bench.markdown import accuracy_block, bench_block, with_blocks
-from bench.measure import environment, python_command, save
+from bench.measure import environment, python_command
 from bench.regret import sweep_block
 from fast_cifar.command_line import Parser
-from fast_cifar.options import flag_of
 from fast_cifar.runs.run_folder import RunFolder
-from fast_cifar.system.device import resolve_device
+from fast_cifar.system.device import has_compiler, resolve_device
 from fast_cifar.system.errors import UserError, run_script
-from fast_cifar.system.files import atomic_write, read_json
+from fast_cifar.system.files import atomic_write, read_json, write_json
 
-BENCHES = ("augmentation", "training", "end_to_end")
-RESULTS = Path(__file__).resolve().parent / "results"
-README = Path(__file__).resolve().parent.parent / "README.md"
-DOCUMENTS = (Path("docs/results.md"), Path("docs/recipe.md"))  # beside the README, where they exist
+BENCHES = ("training", "roofline", "trace", "end_to_end", "augmentation")  # what matters most first
+GPU_SEEDS = 3  # that end_to_end trains on CUDA
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = ("README.md", "docs/results.md", "docs/recipe.md")
 
 
 def main() -> None:
     options = parse()
-    results = options.results or RESULTS
-    readme = options.readme or (None if options.results or options.quick else README)
-    if readme:
-        rewritten(readme, results)  # a mistake in a document is found before minutes of measuring
-    complete = True
+    rewritten()  # a mistake in a document is found before minutes of measuring
     if options.add_run:
-        add_run(options, results / "runs")
-    elif not options.tables_only:
-        complete = measure(options, results)
-    for document, text in rewritten(readme, results).items() if readme else ():
-        with atomic_write(document) as file:
-            file.write(text.encode())
-    if not complete:
+        add_run(options)
+    elif options.tables_only:
+        write_tables()
+    elif not measure(options):
         raise SystemExit(1)
 
 
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--only", metavar="BENCH,...", default=",".join(BENCHES), help="default: %(default)s")
+    parser.add_argument("--only", metavar="BENCH,...", help=f"of {','.join(BENCHES)} (default: all for the device)")
     parser.add_argument("--name", help="of the file of results (default: the device)")
     parser.add_argument("--data", help="what bench.end_to_end trains on (default: its own)")
     parser.add_argument("--data-dir", metavar="DIR", help="where it keeps downloads and decoded caches (default: data)")
-    parser.add_argument("--runs", type=int, metavar="N", help="how many seeds it trains (default: 1)")
+    parser.add_argument("--runs", type=int, metavar="N", help=f"seeds it trains (default: {GPU_SEEDS} on CUDA, else 1)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="rough numbers, printed and not kept")
     what.add_argument("--tables-only", action="store_true", help="measure nothing")
@@ -87,15 +87,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--command", help="the command of --add-run's run; one line each if there were several")
     parser.add_argument("--title", help="name of that run's data (default: as in its summary)")
     parser.add_argument("--note", help="a sentence about that run")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="instead of bench/results; leaves README.md alone")
-    parser.add_argument("--readme", type=Path, metavar="PATH", help="instead of README.md; docs/ lies beside it")
     options = parser.parse_args()
-    options.only = options.only.split(",")
-    for bench in options.only:
+    for bench in options.only.split(",") if options.only else ():
         if bench not in BENCHES:
             raise UserError(f"--only: {bench!r} is not a benchmark; choose from {','.join(BENCHES)}")
-    if options.quick and (options.results or options.readme):
-        raise UserError("--quick prints its rough numbers and writes nothing; leave --results and --readme out")
     if options.name is not None and not slug(options.name):
         raise UserError(f"--name {options.name!r} needs a letter or a digit")
     if options.add_run and not (options.name and options.command):
@@ -103,29 +98,41 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace, results: Path) -> bool:
-    """Runs the benchmarks, saving after each unless --quick; returns whether all of them succeeded."""
-    where = environment(resolve_device(options.device))
-    path = results / f"{slug(options.name or where['device'])}.json"
+def measure(options: argparse.Namespace) -> bool:
+    """Runs the benchmarks, saving each unless --quick; returns whether all of them succeeded."""
+    device = resolve_device(options.device)
+    where = environment(device)
+    path = RESULTS / f"{slug(options.name or where['device'])}.json"
     contents = read_json(path) if path.exists() else {}
     complete = True
-    for bench in options.only:
-        section = run_bench(bench, arguments_for(bench, options))
+    for bench in options.only.split(",") if options.only else benches_for(device):
+        section = run_bench(bench, arguments_for(bench, options, device))
         if section is None:
             complete = False
         elif not options.quick:
             contents |= {"environment": where, bench: section}
-            save(path, contents)
+            write_json(path, contents)
+            write_tables()
     return complete
 
 
-def arguments_for(bench: str, options: argparse.Namespace) -> list[str]:
+def benches_for(device: torch.device) -> list[str]:
+    """A trace of a CPU's step tells little that the roofline does not."""
+    return [bench for bench in BENCHES if bench != "trace" or device.type == "cuda"]
+
+
+def arguments_for(bench: str, options: argparse.Namespace, device: torch.device) -> list[str]:
     arguments = [] if options.device == "auto" else ["--device", options.device]
     arguments += ["--quick"] if options.quick else []
+    on_gpu = device.type == "cuda"
+    if bench == "training" and on_gpu:
+        arguments.append("--no-tricks")  # Inductor may tune them for minutes
+    if bench == "trace" and on_gpu and has_compiler():
+        arguments.append("--compile")
     if bench == "end_to_end":
-        for name in ("data", "data_dir", "runs"):
-            if getattr(options, name) is not None:
-                arguments += [flag_of(name), str(getattr(options, name))]
+        runs = GPU_SEEDS if options.runs is None and on_gpu else options.runs
+        for flag, given in (("--data", options.data), ("--data-dir", options.data_dir), ("--runs", runs)):
+            arguments += [] if given is None else [flag, str(given)]
     return arguments
 
 
@@ -140,7 +147,9 @@ def run_bench(bench: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         words = [sys.executable, "-m", f"bench.{bench}", *arguments, "--json", str(path)]
+        start = time.perf_counter()
         status = subprocess.run(words, check=False).returncode
+        print(f"bench.{bench}: {time.perf_counter() - start:.0f} s", flush=True)
         if status:
             print(f"bench.{bench} failed with exit status {status}", file=sys.stderr)
             return None
@@ -148,7 +157,7 @@ def run_bench(bench: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     return {"environment": measured["environment"], "command": command, "rows": measured["rows"]}
 
 
-def add_run(options: argparse.Namespace, folder: Path) -> None:
+def add_run(options: argparse.Namespace) -> None:
     """Records a finished run, or each of several seeds, with the command that made it.
 
     Raises:
@@ -171,7 +180,8 @@ def add_run(options: argparse.Namespace, folder: Path) -> None:
         "recipe": recipe_text(config),
         "summaries": [{"batch_size": config["batch_size"]} | summary for summary in summaries],
     }
-    save(folder / f"{slug(options.name)}.json", contents)
+    write_json(RESULTS / "runs" / f"{slug(options.name)}.json", contents)
+    write_tables()
 
 
 def recipe_text(config: Mapping[str, Any]) -> str:
@@ -187,38 +197,41 @@ def recipe_text(config: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def rewritten(readme: Path, results: Path) -> dict[Path, str]:
-    """The text of each document, with its tables made from the files in `results`.
+def write_tables() -> None:
+    for document, text in rewritten().items():
+        with atomic_write(document) as file:
+            file.write(text.encode())
+
+
+def rewritten() -> dict[Path, str]:
+    """The text of each document, with its tables made from the files of results.
 
     Raises:
         UserError: a document lacks a marker, or a file of results is missing or damaged.
     """
-    if not readme.is_file():
-        raise UserError(f"{readme} does not exist; --readme says where the tables go")
-    documents = [readme, *(path for path in (readme.parent / name for name in DOCUMENTS) if path.is_file())]
     made = set()
 
     def make(program: str, name: str) -> str:
         made.add((program, name))
-        return make_block(program, name, results)
+        return make_block(program, name)
 
-    texts = {document: with_blocks(document, make) for document in documents}
+    texts = {ROOT / name: with_blocks(ROOT / name, make) for name in DOCUMENTS}
     for name in ("accuracy", *BENCHES):
         if ("report", name) not in made:
-            raise UserError(f"{' and '.join(map(str, documents))} have no line <!-- bench.report: {name} -->; add it")
+            raise UserError(f"no document has the line <!-- bench.report: {name} -->; add it to docs/results.md")
     return texts
 
 
-def make_block(program: str, name: str, results: Path) -> str:
+def make_block(program: str, name: str) -> str:
     """The Markdown of `<!-- bench.PROGRAM: NAME -->`."""
     if program == "lr_sweep":
-        return sweep_block(read_sweep(results / "lr_sweeps" / f"{name}.json"))
+        return sweep_block(read_sweep(RESULTS / "lr_sweeps" / f"{name}.json"))
     if program == "experiment":
-        return experiment_block(read_plan(results / "ablations" / f"{name}.json"))
+        return experiment_block(read_plan(RESULTS / "ablations" / f"{name}.json"))
     if name == "accuracy":
-        return accuracy_block([read_runs(path) for path in sorted((results / "runs").glob("*.json"))])
+        return accuracy_block([read_runs(path) for path in sorted((RESULTS / "runs").glob("*.json"))])
     if name in BENCHES:
-        return bench_block(name, [read_json(path) for path in sorted(results.glob("*.json"))])
+        return bench_block(name, [read_json(path) for path in sorted(RESULTS.glob("*.json"))])
     raise UserError(f"there is no table <!-- bench.{program}: {name} -->; correct the line or remove it")
 
 

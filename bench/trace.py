@@ -31,7 +31,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench.markdown import Column, caption, percent, print_rows, rate, value
+from bench.markdown import COLUMNS, caption, print_rows, rate
 from bench.measure import arguments, check_counts, environment, interleave, parsed, save_rows
 from bench.training import Variant, step_and_loader
 from fast_cifar.data.load import Split
@@ -79,8 +79,8 @@ def main() -> None:
     precision = resolve_precision(device, not options.no_amp, "auto")
     batch_size, steps = options.batch_size, 3 if device.type == "cpu" else 20
 
-    # Without this the profiler does not see the kernels that Inductor makes for a CPU.
-    named_kernels = inductor.patch({"cpp.enable_kernel_profile": True})
+    # Without this the profiler does not see the kernels that Inductor makes for a CPU; those of its cache may lack it.
+    named_kernels = inductor.patch({"cpp.enable_kernel_profile": True, "force_disable_caches": device.type == "cpu"})
     with seeded_run(0, device, deterministic=False), named_kernels:
         step, loader = make_step(batch_size, steps, device, precision, compile=options.compile)
         cases = {"step": lambda: train(step, loader)}
@@ -92,7 +92,7 @@ def main() -> None:
     operators = profiler.key_averages()
     print(operators.table(sort_by=own, row_limit=options.rows, max_name_column_width=WIDTH))
     kinds = by_kind(profiler.events(), device, steps)
-    print_rows(f"{caption(where)} · {precision.name}, {mode}", COLUMNS, kinds)
+    print_rows(caption(where), COLUMNS["trace"], kinds)
     print(
         f"\nwithout the profiler: {rate(measured)} images/sec, "
         f"{1000 * batch_size / measured['images_per_second']:,.2f} ms a step; "
@@ -164,13 +164,6 @@ def kind_of(name: str) -> str:
         # Libraries do the convolutions, templates apart: what Inductor names after one moves data to or from it.
         name = name.replace("convolution", "copy")
     return next((kind for kind, signs in SIGNS.items() if any(sign in name for sign in signs)), OTHER)
-
-
-COLUMNS = [
-    Column("kind", value("kind")),
-    Column("ms a step", value("ms", "{:,.3f}".format)),
-    Column("share", value("share", percent)),
-]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What does each optimisation buy? Images/sec of the whole training step, one more of them in each variant.
 
-    python -m bench.training                     # ten minutes on two CPU cores, two on a GPU
+    python -m bench.training                     # a quarter of an hour on two CPU cores
+    python -m bench.training --no-tricks         # ten minutes on two CPU cores, two on a GPU
     python -m bench.training --quick             # a smoke run
     python -m bench.training --batch-size 128 --json out.json
 
@@ -9,50 +10,92 @@ precision (what `--amp` takes on this device), then torch.compile, then, on CUDA
 train on one fixed batch again and again, the upper limit for any loader. A variant called `loader` is fed by
 `DeviceLoader`, as in `run_train.py`; the column `of a fixed batch` compares it with the same step on the fixed batch.
 
-The last variant is a typical PyTorch baseline: torchvision v2 transforms on PIL images in a `DataLoader` with two
+Then come tricks that training does not use, because nothing has shown yet that they help, each added to the last of
+those variants and to nothing else: input channels padded with zeros from 3 to 8, BatchNorm's statistics from one pass
+over the activations, and switches of cuDNN and Inductor. A switch is set in a process of its own, for what it chooses
+stays chosen as long as its process lives.
+
+The last row is a typical PyTorch baseline: torchvision v2 transforms on PIL images in a `DataLoader` with two
 workers, fp32, NCHW, torch.optim.Adam with its defaults, and `loss.item()` after each step.
 
 `of the fastest product` is model FLOPs utilisation (MFU): the arithmetic of forward and backward pass, as torch's own
-counter counts it, as a share of what a large matrix product in the mixed precision reaches in the same run. On CUDA,
+counter counts it, as a share of the fastest product measured in the same run: the best median of large matrix products
+and of the network's own convolutions, in the mixed precision and at the batch size of the variants. On CUDA,
 `peak memory` is what a variant allocates. The variants take turns; the table shows the median of the repeats and their
 range. Warm-up and compilation are not in the rates and have a column of their own.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch._inductor import config as inductor
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from bench.augmentation import CUTOUT_SHARE, MEAN, STD, TransformedImages, worker_loader
 from bench.markdown import COLUMNS, caption, print_rows
-from bench.measure import arguments, check_counts, environment, interleave, parsed, save_rows
+from bench.measure import (
+    arguments,
+    check_counts,
+    convolutions,
+    environment,
+    interleave,
+    parsed,
+    peak_flops,
+    products,
+    save_rows,
+)
 from fast_cifar.build import Setup
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.data.load import Dataset, Split
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.options import PADDING, SIZE, TrainOptions
-from fast_cifar.system.device import Precision, has_compiler, resolve_device, resolve_precision, seeded_run
+from fast_cifar.system.device import (
+    Precision,
+    has_compiler,
+    resolve_device,
+    resolve_precision,
+    seeded_run,
+    supports_channels_last,
+    supports_compile,
+    synchronize,
+)
 from fast_cifar.system.errors import UserError, run_script
 from fast_cifar.train_step import TrainStep, memory_format_of
 
 IMAGES, LR = 50_000, 1e-4
 BASELINE = "typical PyTorch baseline"
-PRODUCT = "matrix product"
+PRODUCTS = 5  # of each kind, in a repeat
+
+# Switches of the whole process, for CUDA.
+SWITCHES: dict[str, Callable[[], None]] = {
+    "cuDNN tries every algorithm": lambda: setattr(torch.backends.cudnn, "benchmark_limit", 0),
+    "coordinate descent": lambda: setattr(inductor, "coordinate_descent_tuning", True),
+    "combo kernels": lambda: setattr(inductor, "combo_kernels", True),
+}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the recipe's training step."""
+    """One way to run the recipe's training step.
+
+    Attributes:
+        channels: of the batches; those above three are zeros.
+        one_pass: BatchNorm is `OnePassBatchNorm2d`.
+        switch: one of `SWITCHES`, set in a process of its own.
+    """
 
     name: str
     precision: Precision
@@ -60,6 +103,9 @@ class Variant:
     compile: bool = False
     graph: bool = False
     loader: bool = False
+    channels: int = 3
+    one_pass: bool = False
+    switch: str | None = None
 
 
 @dataclass
@@ -76,6 +122,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=512, metavar="N", help="default: 512; with --quick 32")
     parser.add_argument("--steps", type=int, metavar="N", help="steps in a repeat; default: 2 on a CPU, else 97")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="default: 7; with --quick 2")
+    parser.add_argument("--no-tricks", action="store_true", help="leave out the tricks that training does not use")
     options = parsed(parser, batch_size=32, repeats=2)
     check_counts(options, "batch_size", "steps", "repeats")
     if options.batch_size > IMAGES:
@@ -83,45 +130,75 @@ def main() -> None:
     device = resolve_device(options.device)
     batch_size, steps = options.batch_size, options.steps or (2 if device.type == "cpu" else IMAGES // 512)
 
-    compared, note = variants(device)
-    images = torch.randint(256, (batch_size * steps, SIZE, SIZE, 3), dtype=torch.uint8)
-    data = Split(images, torch.randint(10, (len(images),)))
+    compared, notes = variants(device, tricks=not options.no_tricks)
+    data, cases = random_images(batch_size * steps), {}
     with seeded_run(0, device, deterministic=False):
-        cases = {variant.name: measured(make_case, variant, data, batch_size, device) for variant in compared}
+        for variant in compared:
+            if variant.switch is None:
+                cases[variant.name] = measured(make_case, variant, data, batch_size, device)
+            elif case := case_apart(variant, len(data), batch_size, device):
+                cases[variant.name] = case
+            else:
+                notes.append(f"left out: {variant.name}, which failed")
         cases[BASELINE] = measured(baseline_case, data, batch_size, device)
-        side = 512 if options.quick else 2048 if device.type == "cpu" else 8192
+        dtype = compared[-1].precision.dtype
+        arithmetic = products(device, dtype, quick=options.quick)
+        for layer, passes in convolutions(device, dtype, batch_size).items():
+            arithmetic |= {f"{layer}, {name}": work for name, work in passes.items()}
         runs = {name: case.run for name, case in cases.items()}
-        runs[PRODUCT] = product_case(device, compared[-1].precision.dtype, side)
+        runs |= {name: work.calls(PRODUCTS) for name, work in arithmetic.items()}
         rates = interleave(runs, repeats=options.repeats, device=device)
 
-    fastest = rates.pop(PRODUCT)["images_per_second"]
+    fastest = peak_flops(arithmetic, rates)
+    rates = {name: rates[name] for name in cases}
     flops = flops_per_image()
     where = environment(device) | {"batch": batch_size, "steps": steps}
     where |= {"matmul_tflops": fastest / 1e12, "flops_per_image": flops}
     rows = make_rows(compared, rates, cases, flops / fastest)
     print_rows(caption(where, rows), COLUMNS["training"], rows)
-    if note:
+    for note in notes:
         print(note)
     save_rows(options.json, where, rows)
 
 
-def variants(device: torch.device) -> tuple[list[Variant], str | None]:
-    """What this machine can compare, and a note about what it lacks."""
+def random_images(count: int) -> Split:
+    return Split(torch.randint(256, (count, SIZE, SIZE, 3), dtype=torch.uint8), torch.randint(10, (count,)))
+
+
+def variants(device: torch.device, *, tricks: bool = True) -> tuple[list[Variant], list[str]]:
+    """What this machine can compare, and a line on each thing that it lacks."""
     fp32, amp = (resolve_precision(device, on, "auto") for on in (False, True))
-    eager = [Variant("fp32, NCHW", fp32, channels_last=False), Variant("fp32, channels_last", fp32)]
+    notes = [amp.note] if amp.note else []
+    compared, layout = [Variant("fp32, NCHW", fp32, channels_last=False)], "NCHW"
+    if supports_channels_last(device):
+        layout = "channels_last"
+        compared.append(Variant("fp32, channels_last", fp32))
+    else:
+        notes.append(f"left out on {device.type}: channels_last")
+    name = f"{amp.name}, {layout}"
     if amp.dtype != torch.float32:
-        eager.append(Variant(f"{amp.name}, channels_last", amp))
-    eager.append(Variant(f"{amp.name}, channels_last, loader", amp, loader=True))
+        compared.append(Variant(name, amp))
+    compared.append(Variant(f"{name}, loader", amp, loader=True))
+    if not supports_compile(device):
+        return compared, [*notes, f"left out on {device.type}: compiled variants"]
     if not has_compiler():
-        return eager, "no compiled variants: there is no C++ compiler on the PATH"
-    name = f"{amp.name}, channels_last, compiled"
-    compiled = [Variant(name, amp, compile=True)]
-    graph = device.type == "cuda" and not amp.scales_gradients
-    if graph:
+        return compared, [*notes, "left out: compiled variants, for there is no C++ compiler on the PATH"]
+    name += ", compiled"
+    fastest = Variant(name, amp, compile=True)
+    compared.append(fastest)
+    if device.type == "cuda" and not amp.scales_gradients:
         name += ", one graph"
-        compiled.append(Variant(name, amp, compile=True, graph=True))
-    compiled.append(Variant(f"{name}, loader", amp, compile=True, graph=graph, loader=True))
-    return eager + compiled, amp.note
+        fastest = replace(fastest, name=name, graph=True)
+        compared.append(fastest)
+    compared.append(replace(fastest, name=f"{name}, loader", loader=True))
+    if tricks:
+        compared.append(replace(fastest, name=f"{name}, 8 channels, loader", loader=True, channels=8))
+        compared.append(replace(fastest, name=f"{name}, one-pass BatchNorm", one_pass=True))
+        if device.type == "cuda":
+            compared += [replace(fastest, name=f"{name}, {switch}", switch=switch) for switch in SWITCHES]
+        else:
+            notes.append(f"left out on {device.type}: {', '.join(SWITCHES)}")
+    return compared, notes
 
 
 def measured(make: Callable[..., Case], *positional: Any) -> Case:
@@ -144,7 +221,46 @@ def step_and_loader(
     options = TrainOptions(batch_size=batch_size, channels_last=variant.channels_last, compile=variant.compile)
     dataset = Dataset("random", train=data, test=None, classes=[str(k) for k in range(10)])
     training = Setup(options, device, variant.precision, dataset, val=None).training_state(LR, graph=variant.graph)
+    training.loader.channels = variant.channels
+    with_tricks(training.model, variant)
     return training.step, training.loader
+
+
+def with_tricks(model: nn.Module, variant: Variant) -> None:
+    """Changes how layers compute, and leaves their parameters where optimiser and checkpoints find them."""
+    if variant.channels > 3:
+        next(module for module in model.modules() if isinstance(module, nn.Conv2d)).__class__ = WideInputConv2d
+    for module in model.modules():
+        if variant.one_pass and isinstance(module, nn.BatchNorm2d):
+            module.__class__ = OnePassBatchNorm2d
+
+
+class WideInputConv2d(nn.Conv2d):
+    """Takes images with more channels than it has weights for; the weights of the others are zeros."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        more = images.shape[1] - self.in_channels
+        return self._conv_forward(images, F.pad(self.weight, (0, 0, 0, 0, 0, more)), self.bias)
+
+
+class OnePassBatchNorm2d(nn.BatchNorm2d):
+    """Variance as the mean square minus the squared mean, in float32: compiled, one pass over the input gives both.
+    Without compilation it is slower than BatchNorm2d."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        values = images.float()
+        mean, mean_square = values.mean((0, 2, 3)), values.square().mean((0, 2, 3))
+        variance = (mean_square - mean.square()).clamp_min(0)
+        count = values.numel() // len(mean)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(images.dtype)
 
 
 def make_case(variant: Variant, data: Split, batch_size: int, device: torch.device) -> Case:
@@ -153,7 +269,7 @@ def make_case(variant: Variant, data: Split, batch_size: int, device: torch.devi
     fixed = (inputs.clone().contiguous(memory_format=memory_format_of(step.model)), labels.clone())
     warm_up_seconds = step.warm_up(*fixed)
     if step.note:
-        print(f"{variant.name}: {step.note}")
+        print(f"{variant.name}: {step.note}", flush=True)
 
     def run() -> int:
         loader.set_epoch(loader.epoch + 1)
@@ -163,6 +279,37 @@ def make_case(variant: Variant, data: Split, batch_size: int, device: torch.devi
         return len(loader) * batch_size
 
     return Case(run, warm_up_seconds)
+
+
+def case_apart(variant: Variant, count: int, batch_size: int, device: torch.device) -> Case | None:
+    """The case of a variant with a switch, in a process of its own; None if that ends before it is ready."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    spawn.Process(target=serve_case, args=(theirs, variant, count, batch_size, device), daemon=True).start()
+    theirs.close()
+    try:
+        warm_up_seconds, peak_memory_bytes = ours.recv()
+    except EOFError:
+        return None
+
+    def run() -> int:
+        ours.send("run")
+        return ours.recv()
+
+    return Case(run, warm_up_seconds, peak_memory_bytes)
+
+
+def serve_case(parent: Connection, variant: Variant, count: int, batch_size: int, device: torch.device) -> None:
+    """Sets the variant's switch, makes its case, and runs it each time the parent asks."""
+    SWITCHES[variant.switch]()
+    with seeded_run(0, device, deterministic=False):
+        case = measured(make_case, variant, random_images(count), batch_size, device)
+        parent.send((case.warm_up_seconds, case.peak_memory_bytes))
+        with suppress(EOFError):  # the parent needs no more
+            while parent.recv():
+                images = case.run()
+                synchronize(device)
+                parent.send(images)
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -199,19 +346,6 @@ def baseline_case(data: Split, batch_size: int, device: torch.device) -> Case:
     start = time.perf_counter()
     run()
     return Case(run, time.perf_counter() - start)
-
-
-def product_case(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], int]:
-    """A product of two square matrices of random numbers (zeros would be faster); counts FLOPs."""
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    products = 5
-
-    def run() -> int:
-        for _ in range(products):
-            a @ b
-        return products * 2 * side**3
-
-    return run
 
 
 def flops_per_image() -> float:

@@ -164,6 +164,15 @@ def layer_rows(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Laye
     return rows
 
 
+def training_flops(model: nn.Module, images: int, input_shape: tuple[int, int, int] = (3, 32, 32)) -> int:
+    """Floating-point operations of training on so many images: three times those of the forward pass.
+
+    A multiply-add is two operations, and only convolutions and fully connected layers count. The backward pass costs
+    twice the forward pass, if the gradient of the images, which training does not need, is counted too.
+    """
+    return 3 * 2 * images * sum(row.multiply_adds for row in layer_rows(model, input_shape))
+
+
 def model_summary(model: nn.Module, input_shape: tuple[int, int, int] = (3, 32, 32)) -> str:
     """The network as a table: layer, output shape, parameters, multiply-adds, receptive field, and the totals.
 

@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fast_cifar.augment import Draws, check_images, check_options, draw, normalise_and_cut, pad, row_tables
 from fast_cifar.options import CUTOUT, PAD_MODE, PADDING
-from fast_cifar.system.device import compiled, prefers_index_select
+from fast_cifar.system.device import compiled, prefers_index_select, upload, works_asynchronously
 
 CHUNK = 4096  # images handled at a time when the store is built or measured: bounds the memory it takes
 
@@ -49,10 +50,11 @@ class DeviceLoader:
             (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498).
         shard: (k, n): hand out the k-th of n equal slices of each batch; for training n must divide `batch_size`.
         padding, cutout, flip, pad_mode: of `fast_cifar.augment`; evaluation ignores them.
+        channels: of the batches, at least 3; those above the images' three are zeros.
 
     Attributes:
         images, labels: the data on the device. `images` is a view of the store, and not contiguous if that is padded.
-        batch_size, padding, cutout, mean, std, epoch: in use (an evaluation loader has padding = cutout = 0).
+        batch_size, padding, cutout, channels, mean, std, epoch: in use (an evaluation loader has padding = cutout = 0).
 
     Memory: N * (H + 2 * padding) * (W + 2 * padding) * 3 bytes, twice with flip: 480 MB for the 50,000 images of CIFAR.
 
@@ -79,6 +81,7 @@ class DeviceLoader:
         pad_mode: str = PAD_MODE,
         alternate_flips: bool = False,
         shard: tuple[int, int] = (0, 1),
+        channels: int = 3,
     ) -> None:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
         _check_data(images, labels, batch_size, train)
@@ -86,13 +89,15 @@ class DeviceLoader:
             raise ValueError(f"batch_size is {batch_size}, which {shard[1]} cannot share equally")
         if seed < 0:
             raise ValueError(f"seed is {seed}, below 0")
+        if channels < 3:
+            raise ValueError(f"channels is {channels}, below 3")
         self.size = (images.shape[1], images.shape[2])
         self.padding, self.cutout, self.flip = (padding, cutout, flip) if train else (0, 0, False)
         check_options(self.size, self.padding, self.cutout, pad_mode, dtype)
         measured = channel_statistics(images) if mean is None or std is None else ()
         self.mean = tuple(map(float, measured[0] if mean is None else mean))
         self.std = tuple(map(float, measured[1] if std is None else std))
-        self.batch_size = batch_size
+        self.batch_size, self.channels = batch_size, channels
         self.train = train
         self.seed = seed
         self.shard = shard
@@ -105,6 +110,7 @@ class DeviceLoader:
         self.images = self._store[(0, slice(None), *inner)]
         self.labels = labels.to(device)
         self._make_batch = compiled(_make_batch, self.labels.device) if compile else _make_batch
+        self._ahead: dict[tuple[int, int], tuple[Tensor, Draws]] = {}  # by seed and epoch: the next epoch's, if any
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -129,31 +135,27 @@ class DeviceLoader:
         generator = torch.Generator().manual_seed(_hashed(self.seed, epoch))
         permutation = torch.randperm(count, generator=generator) if self.train else torch.arange(count)
         draws = draw(
-            count,
-            padding=self.padding,
-            cutout=self.cutout,
-            size=self.size,
-            flip=self.flip,
-            generator=generator,
-            device=self.labels.device,
+            count, padding=self.padding, cutout=self.cutout, size=self.size, flip=self.flip, generator=generator
         )
-        permutation = permutation.to(self.labels.device)
         if self._alternate_flips and self.flip:
             draws = replace(draws, flip=self._first_flips()[permutation] ^ (epoch % 2 == 1))
-        return permutation, draws
+        device = self.labels.device
+        moved = {name: upload(tensor, device) for name, tensor in vars(draws).items()}
+        return upload(permutation, device), Draws(**moved)
 
     def _first_flips(self) -> Tensor:
         """bool [N]: whether epoch 0 mirrors each image, in the order of the data."""
         generator = torch.Generator().manual_seed(_hashed(self.seed, 0, 1))  # no epoch has these numbers
-        return (torch.randint(2, (len(self.labels),), generator=generator) == 1).to(self.labels.device)
+        return torch.randint(2, (len(self.labels),), generator=generator) == 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (inputs, labels): dtype [B, 3, H, W] in channels_last, and int64 [B]."""
+        """Yields (inputs, labels): dtype [B, channels, H, W] in channels_last, and int64 [B]."""
         return self.batches()
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """What iterating yields, beginning with batch `first` of the epoch, 0-based."""
-        return self._batches(self.epoch, *self.draws(self.epoch), first)
+        drawn = self._ahead.pop((self.seed, self.epoch), None) or self.draws(self.epoch)
+        return self._batches(self.epoch, *drawn, first)
 
     def _batches(self, epoch: int, permutation: Tensor, draws: Draws, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         starts = self._window_starts(permutation, draws)
@@ -168,9 +170,11 @@ class DeviceLoader:
             yield self._made(make_batch, starts[part], draws[part]), labels[part]
         if self.epoch == epoch:  # unless set_epoch has chosen another one meanwhile
             self.epoch += 1
+        if works_asynchronously(self.labels.device):  # it is still busy with this epoch
+            self._ahead = {(self.seed, self.epoch): self.draws(self.epoch)}
 
     def batch(self, indices: Tensor, draws: Draws) -> Tensor:
-        """The images `indices`, changed by one of `draws` each: dtype [n, 3, H, W], as iterating yields them."""
+        """The images `indices`, changed by one of `draws` each: dtype [n, channels, H, W], as iterating yields them."""
         return self._made(_make_batch, self._window_starts(indices, draws), draws)
 
     def _made(self, make_batch: Callable[..., Tensor], starts: Tensor, draws: Draws) -> Tensor:
@@ -184,6 +188,7 @@ class DeviceLoader:
             self.size[0],
             self.cutout,
             self._dtype,
+            self.channels,
         )
 
     def _window_starts(self, permutation: Tensor, draws: Draws) -> Tensor:
@@ -208,14 +213,16 @@ def _make_batch(
     height: int,
     cutout: int,
     dtype: torch.dtype,
+    channels: int,
 ) -> Tensor:
-    """The windows of `store` that begin at the pixels `starts`, normalised and cut: dtype [n, 3, H, W]."""
+    """The windows of `store` that begin at the pixels `starts`, normalised and cut: dtype [n, channels, H, W]."""
     values = len(offset)
     store_values = store.shape[3] * 3
     windows = (store.numel() - (height - 1) * store_values - values) // 3 + 1
     # Every place a window can begin, as a view: [windows, H, 3 * W], of which neighbours overlap.
     every_window = store.as_strided((windows, height, values), (3, store_values, 1))
-    return normalise_and_cut(_select(every_window, starts), cut_y, cut_x, offset, scales, cutout, dtype)
+    batch = normalise_and_cut(_select(every_window, starts), cut_y, cut_x, offset, scales, cutout, dtype)
+    return batch if channels == 3 else F.pad(batch, (0, 0, 0, 0, 0, channels - 3))
 
 
 def _select(windows: Tensor, starts: Tensor) -> Tensor:

@@ -169,7 +169,8 @@ class CommonOptions(Options):
     mirror: tuple[str, ...] = option(
         "data",
         (),
-        "full URL of the archive, used instead of the official server; repeat it to try several in order",
+        "full URL of the archive, used instead of the official server, which is slow (README has a fast one); "
+        "repeat it to try several in order",
         resumable=True,
         metavar="URL",
         action="append",

@@ -48,8 +48,9 @@ LABELS = {
     "save_seconds": "saving time",
     "compile_seconds": "warm-up and compilation",
     "peak_memory_bytes": "peak memory",
+    "training_flops": "arithmetic",
 }
-MEASURED = ("best_test_accuracy", "train_accuracy", *(name for name in LABELS if re.search("second|bytes", name)))
+MEASURED = ("best_test_accuracy", "train_accuracy", *(name for name in LABELS if re.search("second|bytes|flops", name)))
 FORMATS: dict[str, Callable[[float], str]] = {
     "accuracy": lambda share: f"{100 * share:.2f} %",
     "loss": "{:.4f}".format,
@@ -58,6 +59,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "seconds": "{:,.1f} s".format,
     "parameters": "{:,.0f}".format,
     "bytes": lambda size: f"{size / 2**30:.2f} GiB",
+    "flops": lambda count: f"{count / 1e15:.3g} PFLOP",
 }
 
 # File, caption and alternative text; {split} is the split whose accuracy is the result.

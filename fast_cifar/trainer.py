@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from fast_cifar.build import Setup, TrainingState, build_setup
-from fast_cifar.custom_resnet import parameter_count
+from fast_cifar.custom_resnet import parameter_count, training_flops
 from fast_cifar.engine import EpochMetrics, Evaluation, Row, fit
 from fast_cifar.lr_curve import RangeTest
 from fast_cifar.lr_finder import sweep, write_range_test
@@ -29,6 +29,7 @@ from fast_cifar.runs.run_state import RunSpec, RunState
 from fast_cifar.runs.stats import summarize
 from fast_cifar.schedules import one_cycle
 from fast_cifar.system.device import (
+    checkpoint_interval,
     describe_device,
     explain_out_of_memory,
     gradients_enabled,
@@ -128,7 +129,7 @@ def _prepare(
         log(f"warning: {warning}")
     if steps < test.iters:
         log(
-            f"warning: a run of {steps} steps is shorter than the range test, and often needs a third of its LRMAX "
+            f"warning: a run of {steps} steps is shorter than the range test, and often needs a third of its LRMAX or less "
             "(docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
         )
     return setup, options, found
@@ -253,6 +254,7 @@ class Run:
         self.history: list[Row] = []
         self.evaluation: Evaluation | None = None  # the last one on the headline's split
         self.save_seconds = 0.0
+        self.last_saved = -math.inf  # when the last.pt of an epoch was, by the clock
         self.estimated = False  # whether the screen has said how long the run will take
 
     def train(self) -> dict[str, Any]:
@@ -365,7 +367,7 @@ class Run:
             self.folder.append_history(row)
         self.history.append(row)
         started = time.perf_counter()
-        self._save(writer, self.state.checkpoints(row))
+        self._save(writer, self.state.checkpoints(row, last=self._last_is_due(epoch, started)))
         self.save_seconds += time.perf_counter() - started
         pace = (time.perf_counter() - self.started) / (epoch - self.first_epoch)
         counts = {split: len(self.setup.split(split)) for split in self.training.eval_loaders}
@@ -375,6 +377,12 @@ class Run:
         if self.on_epoch is not None:
             self.on_epoch(dict(row))
         self._seed_dropout()
+
+    def _last_is_due(self, epoch: int, now: float) -> bool:
+        """Whether last.pt is written after this epoch: not as often as a fast GPU finishes one. All processes agree."""
+        due = epoch == self.options.epochs or now - self.last_saved >= checkpoint_interval(self.setup.device)
+        self.last_saved = now if due else self.last_saved
+        return self.distributed.broadcast(due)
 
     def _check_finite(self, epoch: int, losses: list[float | None]) -> None:
         """Raises `Diverged` where a loss of this epoch is infinite or NaN."""
@@ -418,6 +426,9 @@ class Run:
             "precision": setup.precision.name,
             "torch": str(torch.__version__),
             "parameters": parameter_count(self.training.model),
+            "training_flops": training_flops(
+                self.training.model, epochs * self.steps_per_epoch * self.options.batch_size
+            ),
         }
         title, split = setup.title(self.options.seed), {"val": "validation"}.get(setup.headline, "test")
         accuracy = f"{100 * evaluation.accuracy:.2f} %{predicted_by(summary)}"

@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fast_cifar.custom_resnet import CustomResNet, MaxPool2, layer_rows, model_summary, parameter_count, probabilities
+from fast_cifar.custom_resnet import (
+    CustomResNet,
+    MaxPool2,
+    layer_rows,
+    model_summary,
+    parameter_count,
+    probabilities,
+    training_flops,
+)
 from fast_cifar.optimizer import make_optimizer
 from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
@@ -125,6 +133,13 @@ def test_multiply_adds_and_parameters_add_up_to_torchs_counts(model):
     rows = layer_rows(model, (3, 32, 32))
     assert sum(row.multiply_adds for row in rows) == counter.get_total_flops() // 2
     assert sum(row.parameters for row in rows) == parameter_count(model)
+
+
+def test_training_costs_what_torch_counts_and_the_gradient_of_the_images(model):
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(4, 3, 32, 32)).sum().backward()
+    first = layer_rows(model, (3, 32, 32))[0]
+    assert training_flops(model, 4) == counter.get_total_flops() + 4 * 2 * first.multiply_adds
 
 
 def test_the_receptive_field_equals_the_pixels_that_change_one_output():

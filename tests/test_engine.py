@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fast_cifar import engine
 from fast_cifar.engine import Progress, evaluate, fit, train_epoch
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.optimizer import make_optimizer, make_scheduler
@@ -118,3 +119,14 @@ def test_epoch_by_epoch_fit_hands_out_what_the_loader_draws_for_it():
     fit(model, step.optimizer, loader, epochs=4, step=step, progress=progress)
     expected = [loader.labels[loader.draws(epoch)[0]] for epoch in (2, 3)]
     assert torch.equal(torch.cat(trained), torch.cat(expected))
+
+
+def test_the_next_epoch_is_drawn_while_the_device_is_still_busy_with_the_present_one(monkeypatch):
+    images = torch.randint(256, (32, 8, 8, 3), dtype=torch.uint8)
+    loader = DeviceLoader(images, torch.arange(32) % 4, 16, train=True, device="cpu", cutout=2, padding=1)
+    events, draws, model = [], loader.draws, network()
+    monkeypatch.setattr("fast_cifar.loader.works_asynchronously", lambda device: True)
+    monkeypatch.setattr(loader, "draws", lambda epoch: events.append(epoch) or draws(epoch))
+    monkeypatch.setattr(engine, "synchronize", lambda device: events.append("wait"))
+    fit(model, sgd(model), loader, epochs=2)
+    assert events == ["wait", 0, 1, "wait", "wait", 2, "wait"]

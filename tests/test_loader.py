@@ -8,11 +8,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fast_cifar.augment import apply
 from fast_cifar.loader import DeviceLoader, channel_statistics
-from tests.helpers.devices import DEVICES, MPS
+from tests.helpers.devices import DEVICES, MPS, needs_cuda
 from tests.helpers.images import MEAN, STD, random_images
 
 N, BATCH = 70, 16
@@ -64,6 +66,19 @@ def test_training_batches_equal_apply(options, pad_mode, device):
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"pad_mode": "reflect", "padding": 3, "cutout": 5}])
 def test_compiled_training_batches_equal_apply(options, device):
     assert_equals_apply(make(device=device, compile=True, **options), epoch=1, **options)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_above_three_are_zeros_and_the_others_as_without_them(dtype, compile, device):
+    wide = make(device=device, dtype=dtype, compile=compile, channels=8)
+    for (inputs, labels), (plain, same) in zip(wide, make(device=device, dtype=dtype), strict=True):
+        assert torch.equal(inputs[:, :3], plain)
+        assert inputs.shape[1] == 8
+        assert not inputs[:, 3:].any()
+        assert inputs.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(labels, same)
 
 
 def test_training_batches_of_oblong_images_equal_apply():
@@ -148,6 +163,70 @@ def test_two_iterators_at_once_do_not_disturb_each_other():
     for (first, first_labels), (second, second_labels) in zip(loader, loader, strict=True):
         assert torch.equal(first, second)
         assert torch.equal(first_labels, second_labels)
+
+
+def draw_ahead(patch: pytest.MonkeyPatch) -> None:
+    """Lets loaders take the CPU for a device that works asynchronously."""
+    patch.setattr("fast_cifar.loader.works_asynchronously", lambda device: True)
+
+
+def test_the_next_epoch_is_drawn_ahead_where_the_device_works_asynchronously_and_nowhere_else(monkeypatch):
+    loader, drawn = make(), []
+    draws = loader.draws
+    monkeypatch.setattr(loader, "draws", lambda epoch: drawn.append(epoch) or draws(epoch))
+    list(loader)
+    assert drawn == [0]
+    draw_ahead(monkeypatch)
+    list(loader)
+    assert drawn == [0, 1, 2]
+    next(iter(loader))
+    assert drawn == [0, 1, 2]
+    next(iter(loader))
+    assert drawn == [0, 1, 2, 2]
+
+
+def handed_out(uses: list[tuple[str, int]]) -> list[tuple[int, list, list]]:
+    """What a loader that is used like that hands out: (its epoch, inputs, labels) of each batch."""
+    loader = DeviceLoader(*data(14, 5, 5), 4, train=True, device="cpu", cutout=2, alternate_flips=True)
+    seen = []
+    for use, n in uses:
+        if use == "set_epoch":
+            loader.set_epoch(n)
+        elif use == "seed":
+            loader.seed = n
+        else:
+            for k, (inputs, labels) in enumerate(loader.batches(n if use == "from" else 0)):
+                seen.append((loader.epoch, inputs.tolist(), labels.tolist()))
+                if use == "leave after" and k == n:
+                    break
+                if use == "set_epoch inside" and k == 1:
+                    loader.set_epoch(n)
+    return seen
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["from", "leave after", "set_epoch", "set_epoch inside", "seed"]), st.integers(0, 2))
+    )
+)
+def test_drawing_ahead_changes_nothing_however_a_loader_is_used(uses):
+    uses = [*uses, ("from", 0), ("from", 0)]
+    expected = handed_out(uses)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_ahead(patch)
+        assert handed_out(uses) == expected
+
+
+@needs_cuda
+def test_on_cuda_the_next_epoch_is_drawn_and_begun_without_waiting_for_the_device():
+    loader = make(device="cuda", alternate_flips=True)
+    list(loader)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        list(loader)
+        list(loader)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def flips_by_image(loader: DeviceLoader, epoch: int) -> Tensor:
@@ -246,6 +325,7 @@ def test_a_channel_that_never_varies_becomes_zero():
         ({"pad_mode": "reflect", "padding": 32}, "mirrored"),
         ({"dtype": torch.int32}, "floating"),
         ({"seed": -1}, "seed"),
+        ({"channels": 2}, "channels"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

@@ -1,6 +1,7 @@
 """The training step against one written out by hand: eager, compiled, in mixed precision, as one graph; and the state
 that a warm-up or a range test preserves."""
 
+import copy
 import random
 import re
 from functools import partial
@@ -11,10 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from fast_cifar import train_step
+from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.engine import evaluate
-from fast_cifar.optimizer import make_optimizer, make_scheduler
+from fast_cifar.optimizer import WeightEMA, create_state, load_state, make_optimizer, make_scheduler, set_rate
 from fast_cifar.schedules import one_cycle
-from fast_cifar.system.device import Precision
+from fast_cifar.system.device import Precision, seeded_run
 from fast_cifar.train_step import TrainStep, preserve_state
 from tests.helpers.devices import DEVICES, needs_cuda
 from tests.helpers.networks import FP32, batches, flat, network
@@ -130,10 +132,21 @@ def recorded(monkeypatch):
     return recordings
 
 
-def graphed_step(model, make=None):
-    """A step that would be recorded on CUDA."""
+@pytest.fixture(params=DEVICES)
+def device_of_graph(request):
+    """Where the steps of `graphed_step` run as one graph."""
+    if request.param == "cpu":
+        request.getfixturevalue("recorded")
+    return request.param
+
+
+def graphed_step(model, dtype=torch.float32, make=None, **keywords):
+    """A step that is recorded on CUDA; elsewhere one that would be."""
+    device = next(model.parameters()).device.type
+    if device == "cuda":
+        return step_of(model, Precision(device, dtype), compile=True, **keywords)
     adam = torch.optim.Adam(model.parameters(), lr=torch.tensor(RATE), fused=True, capturable=True)
-    step = TrainStep(model, make(model, RATE) if make else adam, FP32)
+    step = TrainStep(model, make(model, RATE) if make else adam, Precision(device, dtype), **keywords)
     step._wants_graph = True
     return step
 
@@ -220,21 +233,105 @@ def test_neither_a_rate_that_is_a_number_nor_float16_is_recorded(recorded, reaso
     assert reason in step.note
 
 
-@needs_cuda
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_cuda_a_compiled_step_is_one_graph_with_the_losses_of_the_eager_one(dtype):
-    eager, graphed = network(device="cuda"), network(device="cuda")
-    precision = Precision("cuda", dtype)
-    a, b = step_of(eager, precision), step_of(graphed, precision, compile=True)
-    b.warm_up(*batches(device="cuda")[0])
-    assert b.note is None
-    schedulers = [schedule(step) for step in (a, b)]
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    for batch in batches(device="cuda"):
-        assert b(*batch)[0].item() == pytest.approx(a(*batch)[0].item(), rel=tolerance)
-        for scheduler in schedulers:
-            scheduler.step()
-    assert_close_parameters(eager, graphed, rtol=1e-2, atol=1e-3)
+@torch.no_grad()
+def distance(tensors, others):
+    """Of the first from the second, as a share of the second's norm."""
+    a, b = (torch.cat([tensor.flatten() for tensor in group]) for group in (tensors, others))
+    return float((a - b).norm() / b.norm())
+
+
+def assert_same_steps(step, reference, data, tolerance):
+    """Each step from the same state has the loss, the gradient and an update of the length of the reference's. Adam's
+    first moment shows the gradient. A single weight proves nothing: Adam moves it as far when rounding turns the sign
+    of a tiny gradient."""
+
+    def moments(one):
+        return [state["exp_avg"].clone() for state in one.optimizer.state.values()]
+
+    def gradient(one, before):
+        return [now - 0.9 * then for now, then in zip(moments(one), before, strict=True)]
+
+    step.warm_up(*data[0])
+    assert step.note is None
+    assert step._graph is not None
+    create_state(reference.optimizer)
+    scheduler = schedule(reference)
+    for batch in data:
+        step.model.load_state_dict(reference.model.state_dict())
+        load_state(step.optimizer, reference.optimizer.state_dict())
+        weights, before = [p.detach().clone() for p in step.model.parameters()], moments(reference)
+        (loss, correct, _), (expected_loss, expected_correct, _) = (one(*batch) for one in (step, reference))
+        assert loss.item() == pytest.approx(expected_loss.item(), rel=0.01)
+        assert int(correct) == pytest.approx(int(expected_correct), abs=1)
+        assert distance(gradient(step, before), gradient(reference, before)) < tolerance
+        moved, expected_move = (distance(one.model.parameters(), weights) for one in (step, reference))
+        assert moved == pytest.approx(expected_move, rel=0.1)
+        scheduler.step()
+
+
+# Wide of what rounding does (below 0.001 and 0.1; 0.005 and 0.3 in the real network), and below what the weights of one
+# step before do (0.3; 1.2).
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.02), (torch.bfloat16, 0.2)])
+def test_each_recorded_step_does_what_the_eager_one_does_from_the_same_state(dtype, tolerance, device_of_graph):
+    eager, graphed = network(device=device_of_graph), network(device=device_of_graph)
+    reference = step_of(eager, Precision(device_of_graph, dtype))
+    assert_same_steps(graphed_step(graphed, dtype), reference, batches(device=device_of_graph), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.05), (torch.bfloat16, 0.6)])
+def test_so_does_each_recorded_step_of_the_real_network_in_channels_last(dtype, tolerance, device_of_graph):
+    device = torch.device(device_of_graph)
+    data = [(torch.randn(16, 3, 32, 32, device=device), torch.arange(16, device=device) % 10) for _ in range(3)]
+    with seeded_run(0, device, deterministic=True):  # without TF32
+        torch.manual_seed(0)
+        eager = CustomResNet().to(device, memory_format=torch.channels_last)
+        graphed = copy.deepcopy(eager)
+        reference = step_of(eager, Precision(device_of_graph, dtype))
+        assert_same_steps(graphed_step(graphed, dtype), reference, data, tolerance)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_each_replay_drops_other_features_and_the_seed_decides_which(dropout, device_of_graph):
+    step, batch = graphed_step(network(dropout=dropout, device=device_of_graph)), batches(device=device_of_graph)[0]
+    step.warm_up(*batch)
+    set_rate(step.optimizer.param_groups[0], 0.0)  # the weights stay as they are
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        losses.append([step(*batch)[0].item() for _ in range(4)])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == (4 if dropout else 1)
+
+
+def test_the_ema_follows_the_weights_from_one_recorded_step_to_the_next(device_of_graph):
+    model, data = network(device=device_of_graph), batches(device=device_of_graph)
+    step = graphed_step(model, ema=WeightEMA(model, 0.9))
+    step.warm_up(*data[0])
+    expected = {key: value.clone() for key, value in model.state_dict().items() if value.is_floating_point()}
+    for batch in data:
+        step(*batch)
+        for key, average in expected.items():
+            average.lerp_(model.state_dict()[key], 0.1)
+    averaged = step.ema.state_dict()
+    assert all(torch.allclose(averaged[key], average) for key, average in expected.items())
+    assert distance(averaged.values(), model.state_dict().values()) > 0.01
+
+
+def test_an_evaluation_between_recorded_steps_changes_nothing(device_of_graph):
+    model, data = network(dropout=0.3, device=device_of_graph), batches(device=device_of_graph)
+    step = graphed_step(model)
+
+    def trained(*, evaluating):
+        with preserve_state(model, step.optimizer):
+            for batch in data:
+                step(*batch)
+                if evaluating:
+                    evaluate(model, batches(2, size=40, device=device_of_graph))
+            return flat([model.state_dict(), step.optimizer.state_dict()])
+
+    with seeded_run(0, torch.device(device_of_graph), deterministic=True):
+        step.warm_up(*data[0])
+        assert trained(evaluating=True) == trained(evaluating=False)
 
 
 @needs_cuda

@@ -11,6 +11,7 @@ from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
 from fast_cifar.train_step import TrainStep
 from fast_cifar.trainer import cycle_steps
+from tests.helpers.devices import needs_cuda
 from tests.helpers.runs import diverging_after, read_json, rows, rows_without_times, silent
 
 FILES = ["config.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt"]
@@ -39,6 +40,7 @@ def test_the_summary_is_returned_and_written(run):
     assert summary["train_accuracy"] > 0.7  # the classes differ in colour
     assert 0 <= summary["test_accuracy"] <= summary["best_test_accuracy"] <= 1
     assert summary["peak_memory_bytes"] > 10**7
+    assert summary["training_flops"] > 10**9
 
 
 def test_each_epoch_has_a_row_of_metrics_and_a_line_on_the_screen(run):
@@ -76,6 +78,28 @@ def test_eval_every_leaves_test_fields_null_but_never_those_of_the_last_epoch(op
     assert [row["test_accuracy"] is None for row in rows(folder)] == [True, False, False]
 
 
+@pytest.mark.parametrize(("interval", "expected"), [(0.0, [1, 2, 3, 4, 5, 6, 7, 8]), (5.0, [1, 4, 7, 8])])
+def test_last_pt_keeps_its_distance_in_time_but_is_always_that_of_the_end(
+    options, folder, monkeypatch, interval, expected
+):
+    def two_seconds_later(row):
+        clock.append(clock[-1] + 2)
+
+    def save(self, files):
+        saved.extend((path.name, contents["epoch"]) for path, contents in files.items())
+        original(self, files)
+
+    clock, saved, original = [0.0], [], checkpoint.Writer.save
+    monkeypatch.setattr(trainer, "checkpoint_interval", lambda device: interval)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[-1])
+    monkeypatch.setattr(checkpoint.Writer, "save", save)
+    train(options(epochs=8), on_epoch=two_seconds_later, log=silent)
+    accuracies = [-1.0, *(row["test_accuracy"] for row in rows(folder))]
+    best = [epoch for epoch in range(1, 9) if accuracies[epoch] > max(accuracies[:epoch])]
+    assert [epoch for name, epoch in saved if name == "last.pt"] == expected
+    assert [epoch for name, epoch in saved if name == "best.pt"] == best
+
+
 def test_checkpoints_describe_themselves(run):
     for name in ("last.pt", "best.pt"):
         contents = torch.load(run[0] / name, weights_only=True)
@@ -85,12 +109,27 @@ def test_checkpoints_describe_themselves(run):
         assert not any(key.startswith(("_orig_mod.", "module.")) for key in contents["model"])
 
 
-def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes_of_a_checkpoint_whatever_the_name(options, tmp_path):
+@pytest.mark.parametrize(
+    ("device", "compiled"),
+    [("cpu", False), pytest.param("cuda", False, marks=needs_cuda), pytest.param("cuda", True, marks=needs_cuda)],
+)
+def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes_of_a_checkpoint_whatever_the_name(
+    options, tmp_path, device, compiled
+):
     a, b = tmp_path / "a", tmp_path / "elsewhere/b"
+    repeatable = options(dropout=0.3, deterministic=True, device=device, compile=compiled, amp=device == "cuda")
     for path in (a, b):
-        train(options(out=str(path.parent), name=path.name, deterministic=True), log=silent)
+        train(repeatable.replace(out=str(path.parent), name=path.name), log=silent)
     assert rows_without_times(a) == rows_without_times(b)
     assert (a / "last.pt").read_bytes() == (b / "last.pt").read_bytes()
+
+
+@pytest.mark.parametrize(("device", "numbered"), [("cpu", "cpu:0"), pytest.param("cuda", "cuda:0", marks=needs_cuda)])
+def test_a_device_with_a_number_trains_as_the_one_without(options, tmp_path, device, numbered):
+    for name, one in (("without", device), ("with", numbered)):
+        train(options(name=name, device=one, compile=device == "cuda", deterministic=True), log=silent)
+    assert rows_without_times(tmp_path / "with") == rows_without_times(tmp_path / "without")
+    assert read_json(tmp_path / "with/config.json")["device"] == numbered
 
 
 @pytest.mark.parametrize(

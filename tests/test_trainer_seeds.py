@@ -5,14 +5,17 @@ import torch
 
 from fast_cifar import train
 from fast_cifar.system.errors import UserError
+from tests.helpers.devices import DEVICES
 from tests.helpers.networks import flat
 from tests.helpers.runs import diverging_after, interrupted_after, read_json, resume, rows, silent, stop
 
 HOPELESS = {"lr_max": 1e6, "weight_decay": 1e6}
 
 
-def test_each_of_several_runs_is_the_run_that_its_seed_gives_alone(options, folder):
-    several = options(runs=2, seed=5, dropout=0.2, deterministic=True)
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_of_several_runs_is_the_run_that_its_seed_gives_alone(options, folder, device):
+    on_one_graph = device == "cuda"
+    several = options(runs=2, seed=5, dropout=0.2, ema=0.9, deterministic=True, device=device, compile=on_one_graph)
     summary = train(several, log=silent)
     each = [read_json(folder / f"run-{k}/summary.json") for k in (1, 2)]
     assert summary["mean"] == pytest.approx(sum(one["test_accuracy"] for one in each) / 2)

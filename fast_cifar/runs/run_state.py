@@ -60,13 +60,14 @@ class RunState:
         self.progress = Progress.start(run.setup.device, self._distributed)
         self.best = -1.0
 
-    def checkpoints(self, row: dict[str, Any]) -> dict[Path, dict[str, Any]]:
-        """The files to write after the epoch of `row`: best.pt when it is the best so far, then last.pt."""
+    def checkpoints(self, row: dict[str, Any], *, last: bool) -> dict[Path, dict[str, Any]]:
+        """The files to write after the epoch of `row`: best.pt when it is the best so far, then last.pt if wanted."""
         accuracy = row["val_accuracy" if self._run.setup.val is not None else "test_accuracy"]
-        if accuracy is None or accuracy <= self.best:
-            return self.last_checkpoint()
-        self.best = accuracy
-        return {self._run.folder.best: self._description()} | self.last_checkpoint()
+        files = {}
+        if accuracy is not None and accuracy > self.best:
+            self.best = accuracy
+            files = {self._run.folder.best: self._description()}
+        return files | (self.last_checkpoint() if last else {})
 
     def last_checkpoint(self) -> dict[Path, dict[str, Any]]:
         """last.pt: all that the run needs to continue from here as if it had never stopped."""

@@ -170,6 +170,22 @@ def evaluation_batch_size(device: torch.device, batch_size: int) -> int:
     return max(batch_size, 2500) if device.type == "cuda" else batch_size
 
 
+def works_asynchronously(device: torch.device) -> bool:
+    """Whether the device works on while the program goes on: what the CPU does meanwhile then costs no time."""
+    return device.type != "cpu"
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device; to CUDA it is copied in order with the work submitted before and after it, and
+    the program goes on at once."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def checkpoint_interval(device: torch.device) -> float:
+    """Seconds that pass at least between the checkpoints of two epochs: a GPU may train several epochs in one."""
+    return 5.0 if device.type == "cuda" else 0.0
+
+
 def prefers_index_select(device: torch.device) -> bool:
     """Whether windows of an image should be copied with `index_select` instead of advanced indexing.
 

@@ -163,3 +163,27 @@ def test_the_commands_follow_the_table_of_accuracies():
         "- cifar10, 24 epochs: `python run_lrfind.py`, then `python run_train.py`. It was cold."
     )
     assert accuracy_block([]) == ""
+
+
+def test_the_roofline_table_has_each_pass_with_its_share_of_the_limit():
+    one = {"seconds": 0.0123, "share_of_limit": 0.876}
+    layer = {"layer": "prep: convolution", "batch": 512, "flops": 3.6e9, "bytes": 142_606_336, "repeats": 30}
+    layer |= {"seconds_of_flops": 0.02, "seconds_of_bytes": 0.01, "seconds_allowed": 0.02, "seconds": 1.2345}
+    layer |= {"share_of_limit": 0.5, "passes": {"forward": one, "gradient of the weight": one}}
+    between = layer | {"layer": "prep: BN + ReLU", "flops": 0, "seconds_of_flops": 0.0, "passes": {"forward": one}}
+    section = device("roofline", layer, between, precision="bf16", bandwidth=[9.87, 1234.5])
+    block = bench_block("roofline", [section])
+    assert "· bf16 · fastest traffic measured 9.9 to 1,234.5 GB/s · 30 interleaved repeats" in block
+    assert table(block)[0] == {
+        "layer": "prep: convolution",
+        "batch": "512",
+        "GFLOP": "3.6",
+        "MB": "142.6",
+        "bound by": "FLOPs",
+        "allowed, ms": "20",
+        "taken, ms": "1,234",
+        "share of limit": "50.0 %",
+        "forward": "12.3 (88 %)",
+        "gradient of the weight": "12.3 (88 %)",
+    }
+    assert (table(block)[1]["GFLOP"], table(block)[1]["bound by"]) == ("", "bytes")

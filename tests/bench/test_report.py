@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 from bench import report
 from bench.markdown import with_blocks
@@ -16,7 +17,8 @@ from fast_cifar import train
 from fast_cifar.system.errors import UserError, run_script
 from tests.helpers.runs import silent
 
-BLOCKS = ("accuracy", "training", "augmentation", "end_to_end")
+BLOCKS = ("accuracy", *report.BENCHES)
+CPU_BENCHES = ["training", "roofline", "end_to_end", "augmentation"]
 ENVIRONMENT = {"device": "abacus", "torch": "2.15.0", "threads": 2, "when": "2026-11-21T04:12:25+00:00"}
 END = "<!-- bench.report: end -->"
 
@@ -30,6 +32,11 @@ def empty_readme():
 
 
 def row(bench, rate=100.0):
+    if bench == "roofline":
+        times = {"seconds_of_flops": 1.0, "seconds_of_bytes": 2.0, "seconds_allowed": 2.0, "seconds": 4.0}
+        return {"layer": "beads", "batch": 8, "flops": 0, "bytes": 0, "share_of_limit": 0.5, "repeats": 1} | times
+    if bench == "trace":
+        return {"kind": "beads", "ms": rate, "share": 1.0}
     if bench != "end_to_end":
         return {"variant": "beads", "images_per_second": rate, "min": rate, "max": rate, "repeats": 1}
     parts = ("total", "evaluation", "save", "other")
@@ -47,16 +54,18 @@ def section(bench, rate=100.0):
 
 
 class Place:
-    """A folder of results and a README in a temporary folder, and the report run on them."""
+    """A project with documents and no results in a temporary folder, and the report run on it."""
 
     def __init__(self, root, monkeypatch):
         self.results, self.readme, self.monkeypatch = root / "results", root / "README.md", monkeypatch
+        (root / "docs").mkdir()
+        for name in report.DOCUMENTS:
+            (root / name).touch()
         self.readme.write_text(empty_readme())
+        monkeypatch.setattr(report, "ROOT", root)
+        monkeypatch.setattr(report, "RESULTS", self.results)
 
     def run(self, *options):
-        return self.run_elsewhere("--results", str(self.results), "--readme", str(self.readme), *options)
-
-    def run_elsewhere(self, *options):
         self.monkeypatch.setattr(sys, "argv", ["bench.report", *options])
         return run_script(report.main)
 
@@ -93,11 +102,11 @@ def calls(monkeypatch):
 
 def test_every_benchmark_runs_and_goes_into_one_file_and_into_the_readme(place, calls):
     assert place.run("--device", "cpu", "--name", "Abacus (2 rods)") == 0
-    assert [bench for bench, _ in calls] == ["augmentation", "training", "end_to_end"]
+    assert [bench for bench, _ in calls] == CPU_BENCHES
     written = place.read("abacus-2-rods.json")
     assert written.pop("environment")["device"].startswith("cpu")
-    assert written == {bench: section(bench) for bench in report.BENCHES}
-    assert place.readme.read_text().count("abacus · torch 2.15.0 · 2 threads · 2026-11-21") == 3
+    assert written == {bench: section(bench) for bench in CPU_BENCHES}
+    assert place.readme.read_text().count("abacus · torch 2.15.0 · 2 threads · 2026-11-21") == 4
 
 
 def test_a_file_of_results_is_named_after_the_device(place, calls):
@@ -121,7 +130,7 @@ def test_a_benchmark_that_fails_stops_no_other_and_makes_the_exit_status_1(place
     with pytest.raises(SystemExit) as ended:
         place.run("--device", "cpu", "--name", "a")
     assert ended.value.code == 1
-    assert [bench for bench, _ in calls] == ["augmentation", "training", "end_to_end"]
+    assert [bench for bench, _ in calls] == CPU_BENCHES
     assert place.read("a.json")["training"] == section("training", rate=55.0)
     assert "python -m bench.end_to_end" in place.readme.read_text()
 
@@ -149,30 +158,48 @@ def test_what_a_benchmark_writes_is_kept_with_its_command(monkeypatch, tmp_path,
 
 
 def test_the_options_reach_the_benchmarks_that_have_them(place, calls):
-    place.run_elsewhere("--device", "cpu", "--quick", "--data", "pets", "--data-dir", "cache", "--runs", "3")
-    both = ["--device", "cpu", "--quick"]
-    assert dict(calls) == {
-        "augmentation": both,
-        "training": both,
-        "end_to_end": [*both, "--data", "pets", "--data-dir", "cache", "--runs", "3"],
-    }
+    place.run("--device", "cpu", "--quick", "--data", "pets", "--data-dir", "cache", "--runs", "3")
+    all_of_them = ["--device", "cpu", "--quick"]
+    recipe = ["--data", "pets", "--data-dir", "cache", "--runs", "3"]
+    assert dict(calls) == {bench: all_of_them + (recipe if bench == "end_to_end" else []) for bench in CPU_BENCHES}
 
 
-def test_a_quick_report_writes_nothing(place, calls, monkeypatch):
-    monkeypatch.setattr(report, "RESULTS", place.results)
-    monkeypatch.setattr(report, "README", place.readme)
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_gpu_also_traces_what_it_trains_and_trains_three_seeds(place, calls, monkeypatch, compiler):
+    monkeypatch.setattr(report, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(report, "environment", lambda device: ENVIRONMENT)
+    monkeypatch.setattr(report, "has_compiler", lambda: compiler)
+    assert place.run() == 0
+    assert calls == [
+        ("training", ["--no-tricks"]),
+        ("roofline", []),
+        ("trace", ["--compile"] if compiler else []),
+        ("end_to_end", ["--runs", "3"]),
+        ("augmentation", []),
+    ]
+    assert "| beads | 100.000 | 100.0 % |" in place.readme.read_text()
+    calls.clear()
+    place.run("--runs", "5", "--only", "end_to_end")
+    assert calls == [("end_to_end", ["--runs", "5"])]
+
+
+def test_what_is_done_is_kept_when_the_report_is_cut_off(place, calls, monkeypatch):
+    def cut_off(bench, arguments):
+        if bench == "roofline":
+            raise KeyboardInterrupt
+        return section(bench)
+
+    monkeypatch.setattr(report, "run_bench", cut_off)
+    assert place.run("--device", "cpu", "--name", "a") == 130
+    assert place.read("a.json")["training"] == section("training")
+    assert "python -m bench.training" in place.readme.read_text()
+
+
+def test_a_quick_report_writes_nothing(place, calls):
     before = place.readme.read_bytes()
-    assert place.run_elsewhere("--device", "cpu", "--quick") == 0
-    assert len(calls) == 3
+    assert place.run("--device", "cpu", "--quick") == 0
+    assert len(calls) == 4
     assert not place.results.exists()
-    assert place.readme.read_bytes() == before
-
-
-def test_results_that_lie_elsewhere_leave_the_projects_readme_alone(place, calls, monkeypatch):
-    monkeypatch.setattr(report, "README", place.readme)
-    before = place.readme.read_bytes()
-    assert place.run_elsewhere("--device", "cpu", "--results", str(place.results)) == 0
-    assert list(place.results.iterdir())
     assert place.readme.read_bytes() == before
 
 
@@ -194,6 +221,8 @@ def test_text_outside_the_markers_is_untouched_byte_for_byte(place):
         "\n\r\n",
         "\t \n",
         "\n",
+        "\n| a | table |\n",
+        "\n \n",
         "\r\nno newline",
     ]
     pairs = [f"{begin(name)}\r\n{old}{END}" for name in BLOCKS]
@@ -244,7 +273,6 @@ def test_markers_that_do_not_make_a_pair_are_refused(tmp_path, text):
 def test_a_block_may_stand_in_docs_and_in_two_documents(place):
     place.write("a.json", {"training": section("training")})
     results = place.readme.parent / "docs" / "results.md"
-    results.parent.mkdir()
     results.write_text(empty_readme())
     place.readme.write_text(f"{begin('training')}\n{END}\n")
     assert place.run("--tables-only") == 0
@@ -287,7 +315,6 @@ after
 def recipe(place):
     """docs/recipe.md beside the README, and the results that it shows."""
     document = place.readme.parent / "docs" / "recipe.md"
-    document.parent.mkdir()
     document.write_text(RECIPE)
     place.write("ablations/plan-1.json", PLAN)
     place.write("lr_sweeps/small.data.json", SWEEP)
@@ -331,7 +358,7 @@ def test_a_file_of_another_benchmark_is_refused(place, recipe, capsys, name):
 
 
 def test_the_committed_tables_are_those_of_the_committed_results():
-    for document, text in report.rewritten(report.README, report.RESULTS).items():
+    for document, text in report.rewritten().items():
         assert document.read_text() == text
 
 
@@ -343,12 +370,6 @@ def test_a_damaged_file_of_runs_is_named(place, capsys, contents):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert "broken.json" in error
-
-
-def test_a_missing_readme_is_named(place, capsys):
-    place.readme.unlink()
-    assert place.run("--tables-only") == 2
-    assert "README.md does not exist" in capsys.readouterr().err
 
 
 def test_a_finished_run_can_be_added(place, run):
@@ -389,7 +410,6 @@ def test_an_unfinished_run_is_refused(place, quick, tmp_path, capsys):
         (("--add-run", "runs/x"), "--add-run needs --name"),
         (("--add-run", "no-such-folder", "--name", "x", "--command", "c"), "no-such-folder is not a run folder"),
         (("--quick", "--tables-only"), "--tables-only"),
-        (("--quick",), "--quick prints"),
         (("--device", "abacus"), "abacus"),
         (("--qui",), "--qui"),
     ],

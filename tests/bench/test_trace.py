@@ -122,7 +122,8 @@ def test_a_quick_run_writes_every_kind_and_a_timeline(tmp_path):
 
 
 def test_the_kernels_of_a_compiled_step_are_operators(monkeypatch, small_network, capsys):
-    monkeypatch.setattr(sys, "argv", ["trace", "--quick", "--compile", "--device", "cpu", "--batch-size", "8"])
+    arguments = ["--quick", "--compile", "--device", "cpu", "--batch-size", "8", "--rows", "1000"]
+    monkeypatch.setattr(sys, "argv", ["trace", *arguments])
     main()
     assert "cpp_fused" in capsys.readouterr().out
 

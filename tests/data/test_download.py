@@ -356,14 +356,15 @@ def test_two_that_cannot_lock_the_folder_never_mix_their_bytes(monkeypatch, serv
     assert_arrived(path)
 
 
-def test_cifar10_is_downloaded_from_the_official_server(monkeypatch, serve, tmp_path):
+def test_cifar10_is_downloaded_from_the_official_server_which_may_be_slow(monkeypatch, serve, tmp_path, capsys):
     archive = fake_cifar.build("cifar10")
     fake_cifar.publish(monkeypatch, "cifar10", archive, serve(resumable(archive)).url)
     assert len(load_dataset("cifar10", tmp_path).train) == 50
     assert (tmp_path / NAME).read_bytes() == archive
+    assert "add --mirror https://" in capsys.readouterr().out
 
 
-def test_with_a_mirror_the_official_server_is_not_used(monkeypatch, serve, tmp_path):
+def test_with_a_mirror_the_official_server_is_neither_used_nor_mentioned(monkeypatch, serve, tmp_path, capsys):
     archive = fake_cifar.build("cifar10")
     official = serve(resumable(archive))
     fake_cifar.publish(monkeypatch, "cifar10", archive, official.url)
@@ -371,3 +372,4 @@ def test_with_a_mirror_the_official_server_is_not_used(monkeypatch, serve, tmp_p
         load_dataset("cifar10", tmp_path, mirrors=[serve(refusing(404)).url])
     load_dataset("cifar10", tmp_path, mirrors=[serve(resumable(archive)).url])
     assert official.ranges == []
+    assert capsys.readouterr().out == ""

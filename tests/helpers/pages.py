@@ -91,6 +91,7 @@ def summary_of(rows: list[dict], seed: int = 0) -> dict:
         "precision": "bf16",
         "torch": "2.15.0",
         "parameters": 6573120,
+        "training_flops": 2.5e15,
     }
 
 

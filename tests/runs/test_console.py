@@ -64,6 +64,7 @@ SUMMARY = {
     "seconds": 245.0,
     "images_per_second": 1234.5,
     "compile_seconds": 0.0,
+    "training_flops": 2.726e15,
 }
 
 
@@ -72,6 +73,7 @@ def test_the_closing_lines_have_the_last_accuracy_first_then_the_best():
     assert first.startswith("test accuracy 87.00%")
     assert "best 88.00%" in first
     assert "4:05" in second
+    assert second.endswith("2.73 PFLOP")
     assert "warm up" not in second
     assert "memory" not in second
     assert third.endswith("runs/a")

@@ -1,6 +1,7 @@
 """Whatever stops a run, it resumes where it was; what it must not resume with, it refuses."""
 
 import io
+import math
 import os
 import time
 import zipfile
@@ -70,6 +71,26 @@ def test_a_run_stopped_at_any_step_or_test_batch_ends_as_one_that_never_was(opti
     stop(options(**EXACT), stopped_at_check, check)
     resume(folder)
     assert_same_end(folder, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("when", "n", "epoch", "steps"),
+    [(stopped_at_check, 14, 2, 2), (killed_before_step, 8, 1, 0)],
+    ids=["stopped", "killed"],
+)
+def test_between_checkpoints_a_stopped_run_saves_its_newest_state_and_a_killed_one_repeats_epochs(
+    options, tmp_path, folder, monkeypatch, when, n, epoch, steps
+):
+    monkeypatch.setattr("fast_cifar.trainer.checkpoint_interval", lambda device: math.inf)  # only the first is due
+    exact = options(epochs=3, **EXACT)
+    train(exact.replace(out=str(tmp_path / "whole")), log=silent)
+    stop(exact, when, n)
+    contents = checkpoint.load_training(folder / "last.pt")
+    assert (contents["epoch"], contents["metrics"]["steps"]) == (epoch, steps)
+    assert [row["epoch"] for row in rows(folder)] == [1, 2]
+    resume(folder)
+    assert_same_end(folder, tmp_path / "whole/a")
+    assert (folder / "best.pt").read_bytes() == (tmp_path / "whole/a/best.pt").read_bytes()
 
 
 def test_a_run_killed_after_a_checkpoint_inside_an_epoch_resumes_from_it(options, folder, uninterrupted):

@@ -13,6 +13,7 @@ from torch.cuda._utils import _get_device_index
 from fast_cifar.system import device as device_module
 from fast_cifar.system.device import (
     check_compiler,
+    checkpoint_interval,
     compiled,
     evaluation_batch_size,
     has_native_bf16,
@@ -23,6 +24,7 @@ from fast_cifar.system.device import (
     set_random_state,
     supports_channels_last,
     supports_compile,
+    works_asynchronously,
 )
 from fast_cifar.system.errors import UserError
 from tests.helpers.devices import DEVICES, needs_cuda
@@ -44,10 +46,14 @@ def test_auto_takes_the_fastest_kind_available(monkeypatch, present, expected):
 
 
 @pytest.mark.parametrize(
-    ("device", "channels_last", "compiles", "evaluation"),
-    [(CPU, True, True, 512), (CUDA, True, True, 2500), (MPS, False, False, 512)],
+    ("device", "channels_last", "compiles", "evaluation", "asynchronous", "interval"),
+    [
+        (CPU, True, True, 512, False, 0.0),
+        (CUDA, True, True, 2500, True, 5.0),
+        (MPS, False, False, 512, True, 0.0),
+    ],
 )
-def test_what_each_kind_of_device_supports(device, channels_last, compiles, evaluation):
+def test_what_each_kind_of_device_supports(device, channels_last, compiles, evaluation, asynchronous, interval):
     def double(x):
         return 2 * x
 
@@ -55,6 +61,8 @@ def test_what_each_kind_of_device_supports(device, channels_last, compiles, eval
     assert (compiled(double, device) is not double) == supports_compile(device) == compiles
     assert evaluation_batch_size(device, 512) == evaluation
     assert evaluation_batch_size(device, 4000) == 4000
+    assert works_asynchronously(device) == asynchronous
+    assert checkpoint_interval(device) == interval
 
 
 @pytest.mark.parametrize("name", ["abacus", "", "cuda:x", "meta", "xpu", "cpu:3"])
