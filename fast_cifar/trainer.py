@@ -129,8 +129,8 @@ def _prepare(
         log(f"warning: {warning}")
     if steps < test.iters:
         log(
-            f"warning: a run of {steps} steps is shorter than the range test, and often needs a third of its LRMAX or less "
-            "(docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
+            f"warning: a run of {steps} steps is shorter than the range test, and often needs a third of its LRMAX or "
+            "less (docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
         )
     return setup, options, found
 
