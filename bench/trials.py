@@ -12,9 +12,8 @@ import torch
 from fast_cifar.build import TrainingState
 from fast_cifar.command_line import parse
 from fast_cifar.engine import Row, fit
-from fast_cifar.optimizer import make_scheduler
+from fast_cifar.optimizer import one_cycle_scheduler
 from fast_cifar.options import TrainOptions, flag_of
-from fast_cifar.schedules import one_cycle
 from fast_cifar.system.device import explain_out_of_memory, gradients_enabled, has_compiler, seeded_run
 from fast_cifar.system.errors import UserError
 from fast_cifar.trainer import Diverged, cycle_steps
@@ -68,7 +67,6 @@ def train_once(training: TrainingState, options: TrainOptions) -> dict[str, Any]
         explain_out_of_memory(options.batch_size),
     ):
         training.reset(options.seed)
-        cycle = one_cycle(total, peak, options.lr_min, options.lr_max)
         diverged = False
         try:
             fit(
@@ -76,7 +74,7 @@ def train_once(training: TrainingState, options: TrainOptions) -> dict[str, Any]
                 training.optimizer,
                 training.loader,
                 epochs=options.epochs,
-                scheduler=make_scheduler(training.optimizer, options.lr_max, cycle),
+                scheduler=one_cycle_scheduler(training.optimizer, total, peak, options.lr_min, options.lr_max),
                 step=training.step,
                 evaluators={"val": partial(training.evaluate, "val", tta=options.tta)},
                 eval_every=options.epochs,

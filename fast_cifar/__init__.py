@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fast_cifar.engine import evaluate, fit
     from fast_cifar.loader import DeviceLoader
     from fast_cifar.lr_finder import find_lr, range_test
+    from fast_cifar.optimizer import one_cycle_scheduler
     from fast_cifar.schedules import one_cycle
     from fast_cifar.trainer import train
 
@@ -30,6 +31,7 @@ __all__ = [
     "fit",
     "load_dataset",
     "one_cycle",
+    "one_cycle_scheduler",
     "range_test",
     "train",
 ]
@@ -43,6 +45,7 @@ _HOMES = {
     "fit": "engine",
     "load_dataset": "data.load",
     "one_cycle": "schedules",
+    "one_cycle_scheduler": "optimizer",
     "range_test": "lr_finder",
     "train": "trainer",
 }

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.system.device import Precision, resolve_precision, synchronize
 from fast_cifar.system.distributed import ALONE, DistributedContext
+from fast_cifar.system.progress import progress_bar
 from fast_cifar.train_step import Criterion, TrainStep, memory_format_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -96,8 +96,8 @@ def train_epoch(
 ) -> EpochMetrics:
     """Trains on every batch, and advances `scheduler` after each update.
 
-    Loss and correct predictions add up on the device; the host waits for them once, at the end. A progress bar, on a
-    terminal only, looks at them once a second.
+    Loss and correct predictions add up on the device; the host waits for them once, at the end. A progress bar, where
+    there is one, looks at them once a second.
 
     Args:
         metrics: of the epoch's batches that were trained before an interruption; they are skipped and added to.
@@ -108,15 +108,7 @@ def train_epoch(
     device = next(step.model.parameters()).device
     metrics = EpochMetrics.start(device) if metrics is None else metrics
     batches = loader.batches(first=metrics.steps) if metrics.steps else loader
-    bar = tqdm(
-        total=len(loader),
-        initial=metrics.steps,
-        desc=title,
-        unit="batch",
-        leave=False,
-        disable=None,
-        dynamic_ncols=True,
-    )
+    bar = progress_bar(total=len(loader), initial=metrics.steps, desc=title, unit="batch", leave=False)
     synchronize(device)
     start = last_look = time.perf_counter()
     try:
@@ -308,7 +300,7 @@ def evaluate(
     model.eval()
     all_logits, all_labels = [], []
     with torch.inference_mode(), precision.autocast():
-        for inputs, labels in tqdm(loader, desc=title, unit="batch", leave=False, disable=None, dynamic_ncols=True):
+        for inputs, labels in progress_bar(loader, desc=title, unit="batch", leave=False):
             inputs = inputs.to(device).contiguous(memory_format=memory_format)
             logits = model(inputs).float()
             if tta:

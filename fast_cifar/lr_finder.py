@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fast_cifar.build import Setup, build_setup, eval_loader, limited
 from fast_cifar.engine import Batches
 from fast_cifar.lr_curve import Curve, RangeTest, Suggestion, combine, failure, has_diverged, read_curve
-from fast_cifar.optimizer import set_rate
+from fast_cifar.optimizer import rate_ratios, set_rate
 from fast_cifar.options import LR_END, LR_START, SWEEP_STEPS, RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.plots import style
 from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
@@ -36,6 +36,7 @@ from fast_cifar.system.device import (
     seeded_run,
 )
 from fast_cifar.system.errors import UserError
+from fast_cifar.system.progress import progress_bar
 from fast_cifar.train_step import Criterion, TrainStep, memory_format_of, preserve_state
 
 HELD_OUT = 500  # images for --loss-on val, which are evaluated after every step
@@ -62,7 +63,8 @@ def range_test(
     the loader continues with its next epoch.
 
     Args:
-        model, optimizer: on the device to use; the optimiser's own learning rate does not matter.
+        model, optimizer: on the device to use. Parameter groups keep the ratios of their learning rates, of which
+            nothing else matters: the highest one gets the rates of the sweep.
         loader: yields (inputs, labels), on any device.
         criterion: (logits in float32, labels) -> mean loss of the batch; cross-entropy by default.
         lr_start, lr_end: 0 < lr_start < lr_end.
@@ -140,12 +142,13 @@ def sweep_losses(
         that is not finite is left out.
     """
     losses: list[float] = []
+    ratios = rate_ratios(step.optimizer)
     step.model.train()
-    bar = tqdm(rates, desc=title, unit="step", leave=False, disable=None, dynamic_ncols=True)
+    bar = progress_bar(rates, desc=title, unit="step", leave=False)
     with _epoch_restored(loader):
         for lr, (inputs, labels) in zip(bar, _endless(loader), strict=False):
-            for group in step.optimizer.param_groups:
-                set_rate(group, lr)
+            for group, ratio in zip(step.optimizer.param_groups, ratios, strict=True):
+                set_rate(group, lr * ratio)
             loss = float(step(inputs, labels)[0])
             if evaluate is not None and math.isfinite(loss):
                 loss = evaluate()

@@ -7,7 +7,8 @@ writes to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from fast_cifar.schedules import one_cycle
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Optimizer:
@@ -31,17 +34,38 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> Op
     )
 
 
-def make_scheduler(optimizer: Optimizer, lr: float, multiplier: Callable[[int], float]) -> LambdaLR:
-    """Torch's `LambdaLR`: the learning rate of step k is `lr * multiplier(k)`, whatever the optimiser's own rate was.
+def one_cycle_scheduler(
+    optimizer: Optimizer, total_steps: int, peak_step: int, lr_min: float, lr_max: float
+) -> LambdaLR:
+    """The `one_cycle` of an optimiser: call the scheduler's `step` after each of the optimiser's.
 
-    The base rates are plain numbers, so that no arithmetic is done on the device where the optimiser's is a tensor.
+    The parameter group with the highest learning rate follows the cycle from `lr_min` to `lr_max` and back; the others
+    keep their ratio to it. Nothing else of the optimiser's present rates matters.
+
+    Args:
+        total_steps, peak_step, lr_min, lr_max: as in `one_cycle`.
+
+    Raises:
+        ValueError: an argument is out of its range, or a rate of the optimiser is negative or not finite.
     """
-    for group in optimizer.param_groups:
-        set_rate(group, lr)
-        group["initial_lr"] = lr
-    scheduler = LambdaLR(optimizer, multiplier)
-    scheduler.base_lrs = [float(lr) for _ in optimizer.param_groups]
-    return scheduler
+    multiplier = one_cycle(total_steps, peak_step, lr_min, lr_max)
+    for group, ratio in zip(optimizer.param_groups, rate_ratios(optimizer), strict=True):
+        # A plain number, so that no arithmetic is done on the device where the optimiser's own rate is a tensor.
+        group["initial_lr"] = lr_max * ratio
+    return LambdaLR(optimizer, multiplier)
+
+
+def rate_ratios(optimizer: Optimizer) -> list[float]:
+    """The learning rate of each parameter group over the highest one.
+
+    Raises:
+        ValueError: a rate is negative or not finite.
+    """
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if not all(0 <= rate < math.inf for rate in rates):
+        raise ValueError(f"the optimiser's learning rates must be finite and at least 0, not {rates}")
+    highest = max(rates)
+    return [rate / highest if highest else 1.0 for rate in rates]
 
 
 def set_rate(group: dict[str, Any], lr: float) -> None:

@@ -21,7 +21,8 @@ def one_cycle(total_steps: int, peak_step: int, lr_min: float, lr_max: float) ->
         total_steps: optimiser steps in the run, at least 3.
         peak_step: 0-based step that runs at `lr_max`; 0 < peak_step < total_steps - 1. "Maximum at epoch 5" is
             `5 * steps_per_epoch - 1`, as in torch's `OneCycleLR(pct_start=5/24, anneal_strategy="linear")`.
-        lr_min, lr_max: the two rates, 0 < lr_min < lr_max. The optimiser's own rate must be `lr_max`.
+        lr_min, lr_max: the two rates, 0 < lr_min < lr_max. The optimiser's own rate must be `lr_max`;
+            `one_cycle_scheduler` makes the `LambdaLR` with that right.
 
     Returns:
         f(step) = lr(step) / lr_max, in [lr_min / lr_max, 1].

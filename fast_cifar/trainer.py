@@ -27,7 +27,6 @@ from fast_cifar.runs import checkpoint, console
 from fast_cifar.runs.run_folder import RunFolder, check_new, new_path, predicted_by
 from fast_cifar.runs.run_state import RunSpec, RunState
 from fast_cifar.runs.stats import summarize
-from fast_cifar.schedules import one_cycle
 from fast_cifar.system.device import (
     checkpoint_interval,
     describe_device,
@@ -39,6 +38,7 @@ from fast_cifar.system.device import (
 )
 from fast_cifar.system.distributed import ALONE, DistributedContext, process_group
 from fast_cifar.system.errors import UserError, counted
+from fast_cifar.system.progress import progress_bar
 from fast_cifar.system.signals import Stopped, StopRequest, stop_on_signal
 
 ESTIMATE_AFTER = 10.0  # seconds of training, after which its duration can be estimated
@@ -246,9 +246,7 @@ class Run:
         self.training, self.options, self.folder, self.log = run.training, run.options, run.folder, run.log
         self.setup, self.distributed = run.setup, run.setup.distributed
         self.steps_per_epoch = len(run.training.loader)
-        total, peak = cycle_steps(run.options, self.steps_per_epoch)
-        self.multiplier = one_cycle(total, peak, run.options.lr_min, run.options.lr_max)
-        self.state = RunState(run, self.multiplier)
+        self.state = RunState(run, *cycle_steps(run.options, self.steps_per_epoch))
         self.stop = StopRequest(self.distributed.any_rank)
         self.on_epoch = on_epoch
         self.history: list[Row] = []
@@ -269,14 +267,7 @@ class Run:
         compile_seconds = self._warm_up()
         self._seed_dropout()
         self.started, self.first_epoch, self.first_step = time.perf_counter(), progress.epoch, progress.metrics.steps
-        bar = tqdm(
-            total=options.epochs,
-            initial=progress.epoch,
-            desc="epochs",
-            unit="epoch",
-            disable=None,
-            dynamic_ncols=True,
-        )
+        bar = progress_bar(total=options.epochs, initial=progress.epoch, desc="epochs", unit="epoch")
         keep = {self.folder.last: self.folder.previous}
         with (
             stop_on_signal(self.stop, self._announce_stop, patient=self.distributed.size > 1),
@@ -433,7 +424,8 @@ class Run:
         title, split = setup.title(self.options.seed), {"val": "validation"}.get(setup.headline, "test")
         accuracy = f"{100 * evaluation.accuracy:.2f} %{predicted_by(summary)}"
         result = f"{split} accuracy {accuracy} after {counted(epochs, 'epoch')}"
-        lrs = [self.options.lr_max * self.multiplier(step) for step in range(epochs * self.steps_per_epoch)]
+        (cycle,) = self.state.scheduler.lr_lambdas
+        lrs = [self.options.lr_max * cycle(step) for step in range(epochs * self.steps_per_epoch)]
         try:
             run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
             run_images.draw_results(self.folder.path, setup, self.history, evaluation, title, result)

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,19 @@ def test_readmes_table_has_every_option_of_training_and_no_other():
     on_by_default = {f.name for f in TrainOptions.option_fields() if f.default is True}
     options = {flag_of(name, name not in on_by_default) for name in TrainOptions.names()}
     assert set(re.findall(r"`(--[\w-]+)`", table)) == options
+
+
+def test_readmes_way_to_read_a_checkpoint_works_in_a_fresh_interpreter(run):
+    (expression,) = re.findall(r"`(torch\.load\(.*?\])`", (ROOT / "README.md").read_text())
+    code = f"""
+import sys, torch
+from fast_cifar import CustomResNet
+path = sys.argv[1]
+print(CustomResNet(2).load_state_dict({expression}))
+"""
+    arguments = [sys.executable, "-c", code, str(run[0] / "last.pt")]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "<All keys matched successfully>\n"
 
 
 def test_readmes_own_model_trains(tmp_path, monkeypatch, capsys):

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from fast_cifar import engine
 from fast_cifar.engine import Progress, evaluate, fit, train_epoch
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.optimizer import make_optimizer, make_scheduler
-from fast_cifar.schedules import one_cycle
+from fast_cifar.optimizer import make_optimizer, one_cycle_scheduler
 from fast_cifar.train_step import TrainStep
 from tests.helpers.networks import FP32, batches, flat, network
 
@@ -68,7 +67,7 @@ def test_fit_evaluates_when_it_is_due_and_always_at_the_end():
 def test_a_skipped_update_does_not_advance_the_schedule():
     model = network()
     optimizer = make_optimizer(model, 0.01)
-    scheduler = make_scheduler(optimizer, 0.01, one_cycle(6, 2, 0.001, 0.01))
+    scheduler = one_cycle_scheduler(optimizer, 6, 2, 0.001, 0.01)
     step = TrainStep(model, optimizer, FP32)
     updates = iter([True, False, True, False, True, True])
 

@@ -112,6 +112,25 @@ def test_the_rates_rise_from_start_to_end(pair, loader, kind, spaced):
     assert len(result.losses) == len(result.smoothed) == 30
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_the_highest_group_gets_the_rates_and_the_others_keep_their_ratio(loader, share):
+    model, other = network(2), network(2)
+    last = model.layers[-1]
+    groups = [{"params": model.layers[0].parameters(), "lr": share * 3}, {"params": last.parameters(), "lr": 3.0}]
+    result = range_test(model, torch.optim.SGD(groups), loader, lr_start=1e-3, lr_end=1.0, iters=20)
+    losses = []
+    for lr, (inputs, labels) in zip(result.lrs, [*loader, *loader, *loader], strict=False):
+        loss = cross_entropy(other(inputs), labels)
+        other.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for layer, rate in ((other.layers[0], lr * share), (other.layers[-1], lr)):
+                for parameter in layer.parameters():
+                    parameter -= rate * parameter.grad
+        losses.append(loss.item())
+    assert result.losses == pytest.approx(losses, rel=1e-3)
+
+
 def test_it_stops_when_the_loss_diverges(pair, loader):
     result = range_test(*pair, loader, lr_start=1e-4, lr_end=1e4, iters=200)
     assert len(result.lrs) < 200

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fast_cifar.optimizer import (
@@ -15,10 +15,9 @@ from fast_cifar.optimizer import (
     is_capturable,
     load_state,
     make_optimizer,
-    make_scheduler,
+    one_cycle_scheduler,
     set_rate,
 )
-from fast_cifar.schedules import one_cycle
 from fast_cifar.train_step import TrainStep
 from tests.helpers.devices import DEVICES
 from tests.helpers.images import seeded
@@ -121,27 +120,87 @@ def test_the_state_of_another_network_is_refused():
         load_state(make_optimizer(linear(), 0.1), optimizer.state_dict())
 
 
-@NUMBER_OR_TENSOR
-def test_the_scheduler_sets_what_torchs_own_would(make):
-    f = one_cycle(20, 5, 0.001, 0.1)
-    mine, theirs = make(linear(), 0.1), torch.optim.Adam(linear().parameters(), lr=0.1)
-    rate = mine.param_groups[0]["lr"]
-    a, b = make_scheduler(mine, 0.1, f), LambdaLR(theirs, f)
-    for _ in range(20):
-        assert float(mine.param_groups[0]["lr"]) == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-6)
-        mine.step()
-        theirs.step()
-        a.step()
-        b.step()
-    assert a.base_lrs == [0.1]
-    assert make is make_optimizer or mine.param_groups[0]["lr"] is rate
+def grouped(rates, *, tensors=False):
+    """Adam with a parameter group for each rate."""
+    kind = torch.tensor if tensors else float
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": kind(rate)} for rate in rates]
+    return torch.optim.Adam(groups, fused=True, capturable=tensors)
 
 
-def test_a_new_scheduler_on_a_used_optimizer_starts_from_its_own_rate():
-    optimizer = make_optimizer(linear(), 0.1)
-    make_scheduler(optimizer, 0.1, lambda step: 0.5)
-    make_scheduler(optimizer, 0.3, lambda step: 1.0)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
+def rates_of(optimizer):
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def advance(optimizer, scheduler, steps):
+    """The rates of each group in so many steps."""
+    seen = []
+    for _ in range(steps):
+        seen += rates_of(optimizer)
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+@pytest.mark.parametrize("tensors", [False, True], ids=["numbers", "tensors"])
+@pytest.mark.parametrize("rates", [[1e-3], [0.0], [7.0, 7.0], [2e-4, 2e-3, 5e-4], [0.0, 3.0]], ids=str)
+def test_the_cycle_is_torchs_with_the_ratios_of_the_groups_and_lr_max_for_the_largest(rates, tensors):
+    mine, theirs = grouped(rates, tensors=tensors), grouped(rates)
+    kept = [group["lr"] for group in mine.param_groups]
+    peaks = [0.1 * rate / max(rates) if any(rates) else 0.1 for rate in rates]
+    a = one_cycle_scheduler(mine, 20, 5, 0.001, 0.1)
+    b = OneCycleLR(
+        theirs,
+        max_lr=peaks,
+        total_steps=20,
+        pct_start=6 / 20,
+        anneal_strategy="linear",
+        div_factor=100,
+        final_div_factor=1,
+        cycle_momentum=False,
+    )
+    assert advance(mine, a, 19) == pytest.approx(advance(theirs, b, 19), rel=1e-6)
+    assert all(type(base) is float for base in a.base_lrs)  # no arithmetic on the device
+    assert not tensors or all(group["lr"] is lr for group, lr in zip(mine.param_groups, kept, strict=True))
+
+
+def test_a_second_cycle_of_an_optimizer_begins_anew_with_the_same_ratios():
+    optimizer = grouped([0.5, 1.0])
+    advance(optimizer, one_cycle_scheduler(optimizer, 9, 3, 0.001, 0.1), 5)
+    one_cycle_scheduler(optimizer, 9, 3, 0.01, 0.3)
+    assert rates_of(optimizer) == pytest.approx([0.005, 0.01])
+
+
+@pytest.mark.parametrize("tensors", [False, True], ids=["numbers", "tensors"])
+def test_a_cycle_continues_from_its_state_and_that_of_the_optimizer(tensors):
+    whole, first, second = (grouped([0.5, 1.0], tensors=tensors) for _ in range(3))
+    expected = advance(whole, one_cycle_scheduler(whole, 20, 5, 0.001, 0.1), 15)
+    scheduler = one_cycle_scheduler(first, 20, 5, 0.001, 0.1)
+    seen = advance(first, scheduler, 8)
+    resumed = one_cycle_scheduler(second, 20, 5, 0.001, 0.1)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    assert seen + advance(second, resumed, 7) == expected
+
+
+@pytest.mark.parametrize(
+    ("rates", "cycle", "message"),
+    [
+        ([0.1, -0.1], (9, 3, 0.01, 0.1), "learning rates"),
+        ([0.1, float("nan")], (9, 3, 0.01, 0.1), "learning rates"),
+        ([float("inf")], (9, 3, 0.01, 0.1), "learning rates"),
+        ([0.1], (9, 8, 0.01, 0.1), "peak_step"),
+        ([0.1], (9, 3, 0.1, 0.01), "lr_min"),
+    ],
+    ids=str,
+)
+def test_a_cycle_that_cannot_be_is_refused_and_changes_nothing(rates, cycle, message):
+    optimizer = grouped([1.0] * len(rates))
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # torch refuses some of them sooner
+    before = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    with pytest.raises(ValueError, match=message):
+        one_cycle_scheduler(optimizer, *cycle)
+    assert str(optimizer.state_dict()["param_groups"]) == str(before)
 
 
 def test_a_rate_is_set_in_place_where_it_is_a_tensor():

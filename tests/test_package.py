@@ -13,8 +13,8 @@ from fast_cifar import DeviceLoader, RangeTestOptions, TrainOptions, augment, ra
 
 ROOT = Path(__file__).parents[1]
 NAMES = """
-    train TrainOptions find_lr RangeTestOptions CustomResNet DeviceLoader one_cycle load_dataset range_test fit evaluate
-    augment predict
+    train TrainOptions find_lr RangeTestOptions CustomResNet DeviceLoader one_cycle one_cycle_scheduler load_dataset
+    range_test fit evaluate augment predict
 """
 
 

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from fast_cifar import train_step
 from fast_cifar.custom_resnet import CustomResNet
 from fast_cifar.engine import evaluate
-from fast_cifar.optimizer import WeightEMA, create_state, load_state, make_optimizer, make_scheduler, set_rate
-from fast_cifar.schedules import one_cycle
+from fast_cifar.optimizer import WeightEMA, create_state, load_state, make_optimizer, one_cycle_scheduler, set_rate
 from fast_cifar.system.device import Precision, seeded_run
 from fast_cifar.train_step import TrainStep, preserve_state
 from tests.helpers.devices import DEVICES, needs_cuda
@@ -30,7 +29,7 @@ def step_of(model, precision=FP32, **keywords):
 
 
 def schedule(step):
-    return make_scheduler(step.optimizer, RATE, one_cycle(6, 2, RATE / 10, RATE))
+    return one_cycle_scheduler(step.optimizer, 6, 2, RATE / 10, RATE)
 
 
 def assert_close_parameters(model, other, **tolerances):

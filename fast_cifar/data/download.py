@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from fast_cifar.system.errors import UserError
 from fast_cifar.system.files import locked
+from fast_cifar.system.progress import progress_bar
 
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as dropped
 RETRIES = 5  # connections in a row that may bring nothing new, once the server has sent something
@@ -106,7 +107,7 @@ def _fetch_verified(url: str, part: Path, md5: str) -> None:
 def _fetch(url: str, part: Path) -> None:
     """Reconnects after a dropped connection, until `RETRIES` connections in a row have brought nothing new."""
     farthest, retries = _size(part), 0
-    with tqdm(desc=part.stem, unit="B", unit_scale=True, disable=None) as bar:
+    with progress_bar(desc=part.stem, unit="B", unit_scale=True) as bar:
         while True:
             try:
                 _receive(url, part, bar)

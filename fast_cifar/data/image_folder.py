@@ -25,6 +25,7 @@ from fast_cifar.data.splits import Dataset, Split
 from fast_cifar.options import SIZE
 from fast_cifar.system.errors import UserError
 from fast_cifar.system.files import require_writable
+from fast_cifar.system.progress import progress_bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUT = "an image folder holds train/<class>/*.png|jpg and test/<class>/*"
@@ -132,7 +133,7 @@ def _fingerprint(classes: dict[str, list[ImageFile]], resize: bool) -> str:
 
 def _decode_folder(name: str, folder: Path, listing: Listing, resize: bool) -> Dataset:
     total = sum(len(images) for classes in listing.values() for images in classes.values())
-    with tqdm(total=total, desc="decoding", unit=" images", disable=None) as bar:
+    with progress_bar(total=total, desc="decoding", unit=" images") as bar:
         splits = {split: _decode_split(folder / split, classes, resize, bar) for split, classes in listing.items()}
     return Dataset(name, splits["train"], splits.get("test"), list(listing["train"]))
 

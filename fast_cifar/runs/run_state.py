@@ -11,7 +11,7 @@ import torch
 
 from fast_cifar.build import Setup, TrainingState
 from fast_cifar.engine import EpochMetrics, Progress
-from fast_cifar.optimizer import load_state, make_scheduler
+from fast_cifar.optimizer import load_state, one_cycle_scheduler
 from fast_cifar.options import SIZE, TrainOptions, flag_of
 from fast_cifar.runs import checkpoint
 from fast_cifar.runs.run_folder import RunFolder
@@ -44,7 +44,7 @@ class RunState:
     """Weights, optimiser, schedule, and how far a run has come.
 
     Args:
-        multiplier: of the run's schedule.
+        total_steps, peak_step: of the run's cycle.
 
     Attributes:
         scheduler: sets the learning rate of each step.
@@ -52,11 +52,13 @@ class RunState:
         best: the highest accuracy on the split that chooses best.pt.
     """
 
-    def __init__(self, run: RunSpec, multiplier: Callable[[int], float]) -> None:
+    def __init__(self, run: RunSpec, total_steps: int, peak_step: int) -> None:
         self._run = run
         self._distributed = run.setup.distributed
         run.training.reset(run.options.seed)
-        self.scheduler = make_scheduler(run.training.optimizer, run.options.lr_max, multiplier)
+        self.scheduler = one_cycle_scheduler(
+            run.training.optimizer, total_steps, peak_step, run.options.lr_min, run.options.lr_max
+        )
         self.progress = Progress.start(run.setup.device, self._distributed)
         self.best = -1.0
 
