@@ -1,6 +1,6 @@
 """Train the custom ResNet with one cycle.
 
-    python run_train.py --demo                          # two minutes, no download
+    python run_train.py --demo                          # about a minute, no download
     python run_train.py --compile --amp                 # CIFAR-10, 24 epochs
     python run_train.py --data FOLDER --find-lr --amp   # your own images, rates from a range test
     python run_train.py --amp --runs 5                  # five seeds: mean and spread

@@ -24,8 +24,9 @@ from typing import Any
 from bench.measure import print_table, save
 from fast_cifar.command_line import Parser
 from fast_cifar.options import TrainOptions
+from fast_cifar.report import text
 from fast_cifar.runs.stats import summarize, t_probability, t_quantile
-from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.errors import UserError, counted, run_script
 from fast_cifar.system.files import read_json
 
 LEVEL, POWER = 0.05, 0.8
@@ -115,8 +116,8 @@ def warnings(a: Runs, b: Runs) -> list[str]:
     lines = []
     for name in COMPARED:
         if name in a.conditions and name in b.conditions and a.conditions[name] != b.conditions[name]:
-            lines.append(f"they differ in {name}: {a.conditions[name]} and {b.conditions[name]}")
-    lines += [f"{runs.failures} runs of {runs.name} failed and are not counted" for runs in (a, b) if runs.failures]
+            lines.append(f"they differ in {name}: {text(a.conditions[name])} and {text(b.conditions[name])}")
+    lines += [f"not counted: {counted(runs.failures, 'failed run')} of {runs.name}" for runs in (a, b) if runs.failures]
     return lines
 
 

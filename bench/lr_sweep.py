@@ -45,7 +45,7 @@ from fast_cifar.lr_finder import sweep
 from fast_cifar.options import SWEEP_STEPS, RangeTestOptions, TrainOptions, flag_of, plain
 from fast_cifar.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, figure, matplotlib_available
 from fast_cifar.system.device import resolve_device
-from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.errors import UserError, counted, run_script
 from fast_cifar.system.files import read_json
 
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -242,7 +242,7 @@ def draw_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         for axes in panels[len(rows) :]:
             axes.axis("off")
         drawing.supxlabel("LRMAX")
-        drawing.supylabel("validation accuracy, %")
+        drawing.supylabel("validation accuracy (%)")
         handles, labels = panels[0].get_legend_handles_labels()
         drawing.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
@@ -260,7 +260,17 @@ def _draw(axes: Any, row: Mapping[str, Any]) -> None:
         axes.axvline(row["rates"][rule], color=color, ls=dashes, lw=2.5 if rule == OURS else 1.5, label=rule)
     axes.set_ylim(bottom=max(low.min(), middle.max() - DEPTH) - 1)
     axes.set_xscale("log", base=10)
-    axes.set_title(row["setting"])
+    axes.set_title(spelled_out(row["options"]), parse_math=False)
+
+
+def spelled_out(options: Mapping[str, Any]) -> str:
+    """What a row's trainings had, in two lines."""
+    images = counted(options["limit_train"], "image") if options["limit_train"] else "all images"
+    return (
+        f"{options['data']}, {images}, batch {options['batch_size']}, {counted(options['epochs'], 'epoch')}\n"
+        f"width {options['width']}, weight decay {options['weight_decay']:g}, "
+        f"label smoothing {options['label_smoothing']:g}"
+    )
 
 
 if __name__ == "__main__":

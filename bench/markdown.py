@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +18,7 @@ from typing import Any
 
 from bench.measure import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, print_table
 from fast_cifar.runs.stats import summarize
-from fast_cifar.system.errors import UserError
+from fast_cifar.system.errors import UserError, counted
 
 MARKER = re.compile(r"^<!-- bench\.(\w+): ([\w.-]+) -->[ \t]*\r?$", re.MULTILINE)
 
@@ -205,26 +206,27 @@ COLUMNS = {
         Column("batch", value("batch_size")),
         Column("parameters", value("parameters", count)),
         Column("test accuracy, last epoch", accuracy),
-        Column("training accuracy", value("train_accuracy", accuracy_percent)),
+        Column("training accuracy (running, augmented images)", value("train_accuracy", accuracy_percent)),
         Column("n", value("n")),
         Column("images/sec", value("images_per_second", count)),
         Column("device", value("device"), words=True),
         Column("precision", value("precision"), words=True),
         Column("date", value("when", "{:.10}".format), words=True),
+        Column("recipe", value("recipe"), words=True),
     ],
 }
 
 # Conditions that a benchmark may have written into its environment.
-CONDITIONS = {
-    "dtype": "{}",
-    "precision": "{}",
-    "mode": "{}",
-    "batch": "batch {:,}",
-    "images": "{:,} images",
-    "steps": "{:,} steps a repeat",
-    "images_per_second": "{:,.0f} images/sec without the profiler",
-    "matmul_tflops": "fastest product measured {:.3g} TFLOP/s",
-    "bandwidth": "fastest traffic measured {0[0]:,.1f} to {0[1]:,.1f} GB/s",
+CONDITIONS: dict[str, Callable[[Any], str]] = {
+    "dtype": str,
+    "precision": str,
+    "mode": str,
+    "batch": "batch {:,}".format,
+    "images": partial(counted, noun="image"),
+    "steps": lambda n: f"{counted(n, 'step')} a repeat",
+    "images_per_second": "{:,.0f} images/sec without the profiler".format,
+    "matmul_tflops": "fastest product measured {:.3g} TFLOP/s".format,
+    "bandwidth": "fastest traffic measured {0[0]:,.1f} to {0[1]:,.1f} GB/s".format,
 }
 
 
@@ -247,12 +249,12 @@ def all_seeds(rows: Sequence[Row]) -> Row:
 def caption(environment: Row, rows: Sequence[Row] = (), command: str | None = None) -> str:
     """The device, the day, the command and the conditions of a measurement in one line."""
     parts = [environment["device"], f"torch {environment['torch']}"]
-    if "threads" not in environment["device"]:
-        parts.append(f"{environment['threads']} threads")
+    if "thread" not in environment["device"]:
+        parts.append(counted(environment["threads"], "thread"))
     parts += [environment["when"][:10], *([command] if command else [])]
-    parts += [text.format(environment[key]) for key, text in CONDITIONS.items() if environment.get(key) is not None]
+    parts += [text(environment[key]) for key, text in CONDITIONS.items() if environment.get(key) is not None]
     if repeats := max((row.get("repeats", 0) for row in rows), default=0):
-        parts.append(f"{repeats} interleaved repeats")
+        parts.append(counted(repeats, "interleaved repeat"))
     return " · ".join(parts)
 
 
@@ -260,13 +262,13 @@ def accuracy_block(files: Sequence[Row]) -> str:
     """A table of the files' runs, a row a file, and the commands that made them.
 
     Args:
-        files: each with `command`, `summaries`, and perhaps `title`, `note` and `when`.
+        files: each with `command`, `summaries`, and perhaps `title`, `note`, `when` and `recipe`.
     """
     if not files:
         return ""
     rows, commands = [], []
     for file in files:
-        row = summarize(file["summaries"]) | {"when": file.get("when")}
+        row = summarize(file["summaries"]) | {"when": file.get("when"), "recipe": file.get("recipe")}
         row["data"] = file.get("title") or row["dataset"]
         rows.append(row)
         made_by = ", then ".join(f"`{line}`" for line in file["command"].splitlines())

@@ -15,9 +15,9 @@ bench/results holds a file for each device, named after it: {"environment", "tra
 with its rows, the conditions and the command that made them. A benchmark that fails does not stop the others; the exit
 status is then 1.
 
-bench/results/runs holds a file for each recipe that was trained: {"command", "title", "note", "when", "summaries"};
-title and note are optional, and the summaries are those of its seeds. `--add-run` makes one from a finished run folder,
-of one seed or of several (`--runs`).
+bench/results/runs holds a file for each recipe that was trained: {"command", "title", "note", "when", "recipe",
+"summaries"}; title and note are optional, and the summaries are those of its seeds. `--add-run` makes one from a
+finished run folder, of one seed or of several (`--runs`).
 
 README.md, docs/results.md and docs/recipe.md have the tables between two lines, and nothing outside them is touched:
 
@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -177,10 +177,24 @@ def add_run(options: argparse.Namespace) -> None:
         "title": options.title,
         "note": options.note,
         "when": ended.isoformat(timespec="seconds"),
+        "recipe": recipe_text(config),
         "summaries": [{"batch_size": config["batch_size"]} | summary for summary in summaries],
     }
     write_json(RESULTS / "runs" / f"{slug(options.name)}.json", contents)
     write_tables()
+
+
+def recipe_text(config: Mapping[str, Any]) -> str:
+    """Of a run's options those that tell recipes apart; defaults change, and a command does not say them."""
+    padding = {"reflect": "mirrored", "zeros": "black"}[config["pad_mode"]]
+    words = [
+        f"width {config['width']}, LRMAX {config['lr_max']:.3g}, weight decay {config['weight_decay']:g}, "
+        f"label smoothing {config['label_smoothing']:g}, {padding} padding",
+        *(["alternating flips"] if config["alternate_flips"] else []),
+        *([f"EMA {config['ema']:g}"] if config["ema"] else []),
+        *(["test-time augmentation"] if config["tta"] else []),
+    ]
+    return ", ".join(words)
 
 
 def write_tables() -> None:

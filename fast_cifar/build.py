@@ -62,6 +62,16 @@ class Setup:
         """The images of "val" or "test"."""
         return self.val if name == "val" else self.data.test
 
+    def title(self, seed: int, seeds: int = 1) -> str:
+        """What trains on what, for a figure: "CIFAR-10, width 64, batch 512, weight decay 0.5, label smoothing 0.1,
+        seed 0". The seeds are `seed` and those after it."""
+        options = self.options
+        whose = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}"
+        return (
+            f"{self.data.title}, width {options.width}, batch {options.batch_size}, "
+            f"weight decay {options.weight_decay:g}, label smoothing {options.label_smoothing:g}, {whose}"
+        )
+
     def resolved_machine(self) -> dict[str, str]:
         """The machine options as they were resolved: the device, and the kind of mixed precision if there is one."""
         mixed = {"amp_dtype": self.precision.name} if self.precision.dtype != torch.float32 else {}

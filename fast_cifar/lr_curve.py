@@ -16,7 +16,7 @@ from fast_cifar.options import HIGHEST_RATE
 from fast_cifar.plots import range_test as range_test_plot
 from fast_cifar.plots import style
 from fast_cifar.runs.stats import t_quantile
-from fast_cifar.system.errors import UserError
+from fast_cifar.system.errors import UserError, counted
 
 FEWEST_POINTS = 10  # a shorter curve cannot be read
 WINDOW = 5  # steps of the running median, which removes spikes of one or two steps
@@ -107,7 +107,7 @@ class RangeTest(Curve):
         rates = f"LRMIN {self.suggestion.lr_min:.3g}, LRMAX {self.suggestion.lr_max:.3g}"
         return f"RangeTest({rates}, steps={len(self.lrs)}, seeds={len(self.repeats)}, warnings={len(self.warnings)})"
 
-    def plot(self, path: str | Path) -> None:
+    def plot(self, path: str | Path, title: str = "Range test") -> None:
         """Draws the curve, its points and the recommended interval into a PNG at `path`.
 
         Raises:
@@ -129,6 +129,7 @@ class RangeTest(Curve):
             lr_max_range=(self.lr_max_spread.lowest, self.lr_max_spread.highest) if several else None,
             divergence=self.divergence,
             notes=self.warnings,
+            title=title,
         )
 
 
@@ -176,7 +177,7 @@ def failure(rates: Sequence[float], losses: Sequence[float], diverged: bool) -> 
     """Why the losses at the first of the planned rates mean nothing, and what to do about it; None where they can be
     read. `diverged` says that the loss ended the sweep."""
     if diverged and len(losses) < FEWEST_POINTS:
-        return f"the loss diverged after {len(losses)} steps; start lower: run_lrfind.py --lr-start"
+        return f"the loss diverged after {counted(len(losses), 'step')}; start lower: run_lrfind.py --lr-start"
     if len(losses) >= FEWEST_POINTS:
         smoothed = smooth(losses)
         top, lowest, _ = _descent(smoothed)

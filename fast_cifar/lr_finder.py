@@ -237,7 +237,7 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     result = sweep(setup, options.seed, options)
     folder = RunFolder.create_new(options.out, options.name, data)
     folder.write_config(options.replace(name=folder.path.name, **setup.resolved_machine()).as_dict())
-    write_range_test(folder, result)
+    write_range_test(folder, result, setup.title(options.seed, options.repeats))
     for line in _report(result, options):
         log(line)
     if not style.matplotlib_available():
@@ -247,11 +247,11 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     return result
 
 
-def write_range_test(folder: RunFolder, result: RangeTest) -> None:
-    """Writes lrfind.json and, with matplotlib, lrfind.png."""
+def write_range_test(folder: RunFolder, result: RangeTest, title: str) -> None:
+    """Writes lrfind.json and, with matplotlib, lrfind.png; `title` says what was swept."""
     folder.write_range_test(asdict(result))
     if style.matplotlib_available():
-        result.plot(folder / "lrfind.png")
+        result.plot(folder / "lrfind.png", f"Range test: {title}")
 
 
 def _report(result: RangeTest, options: RangeTestOptions) -> Iterator[str]:

@@ -201,7 +201,11 @@ class CommonOptions(Options):
         "recipe", 0.0, "probability of zeroing a feature before the last layer, in [0, 1)", metavar="P"
     )
     width: int = option(
-        "recipe", 64, "channels of the first layer; 64 is the recipe's network, 16 trains ten times faster", metavar="N"
+        "recipe",
+        64,
+        "channels of the first layer; 64 is the recipe's network, 16 trains ten times as fast; the default LRMAX was "
+        "chosen for 64, so a narrower network should use run_train.py --find-lr",
+        metavar="N",
     )
     seed: int = option("recipe", 0, "seed of the initial weights and of every random choice", metavar="N")
     amp: bool = option("machine", False, "mixed precision: faster where the hardware has bf16 or fp16", resumable=True)
@@ -308,7 +312,7 @@ class TrainOptions(CommonOptions):
     demo: bool = option(
         "what to do",
         False,
-        "a run of two minutes without a download: fewer epochs on fewer, synthetic images",
+        "a run of about a minute without a download: fewer epochs on fewer, synthetic images",
     )
 
     def check(self) -> None:
@@ -368,7 +372,8 @@ class TrainOptions(CommonOptions):
         for name in sorted(self.explicit - changed - {"resume"}):
             mine, theirs = plain(getattr(self, name)), saved.get(name)
             if mine != theirs:
-                raise UserError(f"{flag_of(name)}: the run has {theirs!r}, not {mine!r}; leave it out to resume")
+                theirs, mine = (f"{one:g}" if isinstance(one, float) else repr(one) for one in (theirs, mine))
+                raise UserError(f"{flag_of(name)}: the run has {theirs}, not {mine}; leave it out to resume")
         kept = {f.name for f in self.option_fields()} - changed - {"resume"}
         values = {name: value for name, value in saved.items() if name in kept}
         if isinstance(values.get("mirror"), list):  # JSON knows no tuples

@@ -29,7 +29,7 @@ from fast_cifar.command_line import Parser
 from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.plots import style, training
 from fast_cifar.plots.grids import plain
-from fast_cifar.runs.run_folder import RunFolder
+from fast_cifar.runs.run_folder import RunFolder, predicted_by
 from fast_cifar.system.errors import UserError, run_script
 from fast_cifar.system.files import atomic_write, is_number
 
@@ -113,6 +113,9 @@ th { font-weight: 600; }
 thead th { background: var(--panel); }
 tbody th:has(a) { white-space: normal; overflow-wrap: anywhere; min-width: 11rem; }
 .numbers td, .numbers th + th { text-align: right; }
+.wrapped { font-size: 0.875rem; }
+.wrapped th, .wrapped td { padding: 0.25rem 0.5rem; }
+.wrapped thead th, .wrapped td:nth-child(4), .wrapped td:nth-last-child(-n+2) { white-space: normal; }
 tr:has(.changed) { background: var(--panel); font-weight: 600; }
 details { margin: 0.75rem 0; }
 summary { cursor: pointer; padding: 0.25rem 0; }
@@ -231,7 +234,8 @@ class Run:
         if self.only_range_test or self.summary:
             return None
         done, planned = (self.n, "runs") if self.several else (len(self.history), "epochs")
-        return f"not finished: {done} of {text(self.config[planned])} {'seeds' if self.several else planned} are done"
+        word = ("seed" if self.several else "epoch") + ("s are" if self.config[planned] != 1 else " is")
+        return f"not finished: {done} of {text(self.config[planned])} {word} done"
 
     @property
     def n(self) -> int:
@@ -250,7 +254,8 @@ class Run:
     @property
     def known(self) -> dict[str, Any]:
         """What was trained, with what, and what was measured, by the names of the JSON files."""
-        data, first, runs = (self.config.get(name) for name in ("data", "seed", "runs"))
+        data, first = self.config.get("data"), self.config.get("seed")
+        runs = self.config.get("repeats" if self.only_range_test else "runs")
         planned = ("epochs", "batch_size", "device", "precision", "torch", "parameters")
         named = [one.summary["dataset"] for one in (self, *self.seeds) if "dataset" in one.summary]
         known = {
@@ -321,7 +326,9 @@ def headline(run: Run) -> str:
     elif run.state:
         meaning += " so far"
     else:
-        meaning += f" after the last of {text(run.config['epochs'])} epochs"
+        epochs = run.config["epochs"]
+        meaning += " after 1 epoch" if epochs == 1 else f" after the last of {text(epochs)} epochs"
+    meaning += predicted_by(run.config)
     return f'<p class="headline"><strong>{run.accuracy}</strong> {escape(meaning)}</p>'
 
 
@@ -372,9 +379,10 @@ def results(runs: Sequence[tuple[str, Run]], label: str) -> str:
     head = ["run", "seed", "accuracy", "of", "n", *map(label_of, names)]
     rows = []
     for heading, run in runs:
-        cells = [text(run.known["seed"]), run.accuracy, WORDS[run.split], str(run.n if run.several else 1)]
+        of = WORDS[run.split] + predicted_by(run.config)
+        cells = [text(run.known["seed"]), run.accuracy, of, str(run.n if run.several else 1)]
         rows.append((heading, *cells, *(show(name, run.known[name]) for name in names)))
-    return table(head, rows, label, kind="numbers")
+    return table(head, rows, label, kind="numbers wrapped")
 
 
 def curves(run: Run) -> str:
@@ -406,8 +414,8 @@ def range_test(run: Run) -> str:
     found = test.get("suggestion")
     rates = {name: show("lr", value) for name, value in found.items()} if isinstance(found, dict) else {}
     low, high = (rates.get(name, UNKNOWN) for name in ("lr_min", "lr_max"))
-    warnings = text(test.get("warnings"))
-    page = paragraph(warnings, "alarm") if warnings != UNKNOWN else ""
+    warnings = test.get("warnings")
+    page = "".join(paragraph(text(one), "alarm") for one in warnings) if isinstance(warnings, list) else ""
     page += f"<p>Suggested: {code(f'--lr-min {low} --lr-max {high}')}</p>"
     page += image(
         run, "lrfind.png", "Loss against the learning rate", "Falling and rising loss; LRMIN and LRMAX marked."
@@ -527,6 +535,8 @@ def text(value: Any) -> str:
         return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
     return ", ".join(map(text, value)) if isinstance(value, list) else str(value)
 
 

@@ -24,7 +24,7 @@ from fast_cifar.lr_finder import sweep, write_range_test
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.plots import run_images, style
 from fast_cifar.runs import checkpoint, console
-from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
+from fast_cifar.runs.run_folder import RunFolder, check_new, new_path, predicted_by
 from fast_cifar.runs.run_state import RunSpec, RunState
 from fast_cifar.runs.stats import summarize
 from fast_cifar.system.device import (
@@ -37,7 +37,7 @@ from fast_cifar.system.device import (
     seeded_run,
 )
 from fast_cifar.system.distributed import ALONE, DistributedContext, process_group
-from fast_cifar.system.errors import UserError
+from fast_cifar.system.errors import UserError, counted
 from fast_cifar.system.progress import progress_bar
 from fast_cifar.system.signals import Stopped, StopRequest, stop_on_signal
 
@@ -82,7 +82,7 @@ def train(options: TrainOptions, *, on_epoch: OnEpoch | None = None, log: Log = 
             if distributed.is_main:
                 folder.write_config(options.as_dict())
                 if found is not None:
-                    write_range_test(folder, found)
+                    write_range_test(folder, found, setup.title(options.seed))
             return _train_seeds(setup, options, folder, on_epoch, log)
 
 
@@ -129,8 +129,8 @@ def _prepare(
         log(f"warning: {warning}")
     if steps < test.iters:
         log(
-            f"warning: a run of {steps} steps is shorter than the range test, and often needs a third of its LRMAX "
-            "(docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
+            f"warning: a run of {steps} steps is shorter than the range test, and often needs a third of its LRMAX or "
+            "less (docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
         )
     return setup, options, found
 
@@ -209,7 +209,7 @@ def _train_several(
             failures.append(f"seed {one.seed}: {error}")
             log(f"run {k} failed: {error}")
     if not summaries:
-        raise Diverged(f"all {options.runs} runs failed; {failures[0]}")
+        raise Diverged(f"{f'all {options.runs} runs' if options.runs > 1 else 'the run'} failed; {failures[0]}")
     summary = summarize(summaries) | {"failures": failures}
     if distributed.is_main:
         folder.write_summary(summary)
@@ -233,7 +233,7 @@ def cycle_steps(options: TrainOptions, steps_per_epoch: int) -> tuple[int, int]:
     peak = options.peak_epoch * steps_per_epoch - 1 if options.peak_epoch else max(1, round(total * 5 / 24) - 1)
     if not 0 < peak < total - 1:
         raise UserError(
-            f"too few steps for a cycle: {options.epochs} epochs of {steps_per_epoch}; "
+            f"too few steps for a cycle: {counted(options.epochs, 'epoch')} of {steps_per_epoch}; "
             "use more --epochs, more images, or a smaller --batch-size"
         )
     return total, peak
@@ -348,7 +348,7 @@ class Run:
         done = steps + (self.state.progress.epoch - self.first_epoch) * self.steps_per_epoch - self.first_step
         seconds = (epochs * self.steps_per_epoch - steps) * (time.perf_counter() - self.started) / done
         if seconds > 60:
-            self.log(f"about {console.clock(seconds)} of training to go for {epochs} epochs on this machine")
+            self.log(f"about {console.clock(seconds)} of training to go for {counted(epochs, 'epoch')} on this machine")
 
     def _after_epoch(self, writer: checkpoint.Writer, bar: tqdm, row: Row) -> None:
         """Writes history and checkpoints, then tells the screen and whoever else asked."""
@@ -392,16 +392,6 @@ class Run:
     def _write_summary(self, compile_seconds: float) -> dict[str, Any]:
         """Draws and writes what a finished run has; the summary last: a run folder with a summary is complete."""
         setup, last, evaluation, epochs = self.setup, self.history[-1], self.evaluation, self.state.progress.epoch
-        title = f"{setup.data.name}: {evaluation.accuracy:.2%} after {epochs} epochs"
-        (cycle,) = self.state.scheduler.lr_lambdas
-        lrs = [self.options.lr_max * cycle(step) for step in range(epochs * self.steps_per_epoch)]
-        try:
-            run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
-            run_images.draw_results(self.folder.path, setup, self.history, evaluation, title)
-        except UserError:
-            raise
-        except Exception as error:  # a broken matplotlib can raise anything, and must not cost the result
-            self.log(f"warning: not every figure could be drawn ({type(error).__name__}: {error})")
         tested = [row["test_accuracy"] for row in self.history if row["test_accuracy"] is not None]
         seconds = sum(row["seconds"] for row in self.history)
         images = sum(row["images_per_second"] * row["seconds"] for row in self.history)
@@ -431,6 +421,18 @@ class Run:
                 self.training.model, epochs * self.steps_per_epoch * self.options.batch_size
             ),
         }
+        title, split = setup.title(self.options.seed), {"val": "validation"}.get(setup.headline, "test")
+        accuracy = f"{100 * evaluation.accuracy:.2f} %{predicted_by(summary)}"
+        result = f"{split} accuracy {accuracy} after {counted(epochs, 'epoch')}"
+        (cycle,) = self.state.scheduler.lr_lambdas
+        lrs = [self.options.lr_max * cycle(step) for step in range(epochs * self.steps_per_epoch)]
+        try:
+            run_images.draw_training_data(self.folder.path, setup, self.training.loader, lrs)
+            run_images.draw_results(self.folder.path, setup, self.history, evaluation, title, result)
+        except UserError:
+            raise
+        except Exception as error:  # a broken matplotlib can raise anything, and must not cost the result
+            self.log(f"warning: not every figure could be drawn ({type(error).__name__}: {error})")
         self.folder.previous.unlink(missing_ok=True)
         self.folder.write_summary(summary)
         for line in console.closing_lines(summary, str(self.folder.path)):

@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,7 +259,7 @@ def options(class_folder, tmp_path):
     )
 
 
-def test_the_command_writes_a_run_folder_and_says_what_to_do_next(small_network, options, tmp_path):
+def test_the_command_writes_a_run_folder_and_says_what_to_do_next(small_network, options, tmp_path, figures):
     lines = []
     result = find_lr(options, log=lines.append)
     written = read_json(tmp_path / "runs/test/lrfind.json")
@@ -267,6 +268,8 @@ def test_the_command_writes_a_run_folder_and_says_what_to_do_next(small_network,
     assert written.keys() >= set(keys.split())
     assert written["suggestion"]["lr_max"] == result.suggestion.lr_max
     assert (tmp_path / "runs/test/lrfind.png").stat().st_size > 5000
+    swept = f"{Path(options.data).name}, width 64, batch 8, weight decay 0.5, label smoothing 0.1, seed 0"
+    assert figures[0].axes[0].get_title() == f"Range test: {swept}"
     assert any("--repeats 3" in line for line in lines)
     assert lines[-1].startswith("python run_train.py ")
 

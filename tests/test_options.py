@@ -175,6 +175,11 @@ def test_resuming_with_another_recipe_is_refused_by_name(other):
         resumed(saved(), **other)
 
 
+def test_a_measured_rate_is_refused_in_six_digits():
+    with pytest.raises(UserError, match="--lr-max: the run has 0.0126638, not 0.01;"):
+        resumed(saved(lr_max=0.012663801734674022), lr_max=0.01)
+
+
 @pytest.mark.parametrize(
     "machine", [{"amp": True}, {"device": "cpu"}, {"data": "elsewhere"}, {"compile": True}, given(amp=False)]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
 import pytest
 
@@ -41,6 +42,27 @@ def test_the_headline_is_the_last_epochs_test_accuracy_and_not_the_best(tmp_path
     root = page(write_run(tmp_path / "a", rows))
     assert root.one("p", "headline").text == "91.23 % test accuracy after the last of 3 epochs"
     assert facts(root)["best test accuracy"] == "98.76 %"
+
+
+def test_one_epoch_is_not_plural(tmp_path):
+    assert "test accuracy after 1 epoch" in page(write_run(tmp_path / "a", history(1))).one("p", "headline").text
+    begun = page(write_run(tmp_path / "b", [], finished=False, epochs=1))
+    assert begun.one("p", "alarm").text == "Not finished: 0 of 1 epoch is done."
+
+
+def test_how_the_predictions_were_made_stands_beside_the_accuracy(tmp_path):
+    plain, other = write_run(tmp_path / "a", history(2)), write_run(tmp_path / "b", history(2), tta=True, ema=0.99)
+    root = page(plain, other)
+    how = "(test-time augmentation, EMA 0.99)"
+    assert [how in one.text for one in root.all("p", "headline")] == [False, True]
+    assert [row[3] for row in cells(region(root, "results of every run"))[1:]] == ["test", f"test {how}"]
+
+
+def test_no_rate_has_seventeen_digits(tmp_path):
+    run = write_run(tmp_path / "a", history(2), lr_max=0.012663801734674022, lr_min=1.3433993325988988e-05)
+    for root in (page(run), page(run, write_run(tmp_path / "b", history(2)))):
+        assert not re.search(r"\d\.\d{10}", root.text)
+        assert "0.0126638" in root.text
 
 
 def test_the_head_says_what_was_trained_and_measured(run_folder):
@@ -200,12 +222,13 @@ def test_an_unfinished_run_shows_what_exists_so_far(tmp_path, epochs):
 
 
 def test_a_range_test_shows_its_suggestion_plot_warnings_and_numbers(tmp_path):
-    folder = write_range_test(tmp_path / "lr", warnings=["the repeats disagree"])
+    folder = write_range_test(tmp_path / "lr", warnings=["the seeds disagree", "sweep further"], repeats=2)
     root = page(folder)
     assert root.one("h1").text == "Range test lr"
     assert "--lr-min 0.0001 --lr-max 0.01" in [code.text for code in root.all("code")]
     assert "steepest 0.001, valley 0.005, minimum 0.03" in root.text
-    assert [alarm.text for alarm in root.all("p", "alarm")] == ["the repeats disagree"]
+    assert [alarm.text for alarm in root.all("p", "alarm")] == ["the seeds disagree", "sweep further"]
+    assert facts(root)["seed"] == "0 to 1"
     assert base64.b64decode(root.one("img")["src"].split(",")[1]) == (folder / "lrfind.png").read_bytes()
     assert len(cells(root.one("details"))) == 1 + len(lrfind()["lrs"])
 

@@ -240,11 +240,15 @@ def test_a_figure_that_cannot_be_drawn_costs_no_result(options, folder, monkeypa
     assert any(line.startswith("warning: not every figure could be drawn (ImportError") for line in lines)
 
 
-def test_the_headline_says_how_the_predictions_were_made(options):
-    lines = []
-    summary = train(options(tta=True, ema=0.9), log=lines.append)
+def test_headline_and_titles_say_how_the_predictions_were_made(options, monkeypatch):
+    lines, titles = [], []
+    monkeypatch.setattr(trainer.run_images, "draw_results", lambda *shown: titles.extend(shown[-2:]))
+    summary = train(options(epochs=1, tta=True, ema=0.9), log=lines.append)
     assert (summary["tta"], summary["ema"]) == (True, 0.9)
     assert any("(test-time augmentation, EMA 0.9) after the last epoch" in line for line in lines)
+    accuracy = f"{100 * summary['test_accuracy']:.2f} %"
+    assert titles[0].startswith(f"{summary['dataset']}, width 64, batch 8, weight decay ")
+    assert titles[1] == f"test accuracy {accuracy} (test-time augmentation, EMA 0.9) after 1 epoch"
 
 
 def test_paths_may_be_given_as_paths(options, folder, tmp_path, class_folder):

@@ -33,6 +33,11 @@ class Dataset:
     test: Split | None
     classes: list[str]
 
+    @property
+    def title(self) -> str:
+        """The name as it stands in a figure: that of a folder in full."""
+        return {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(self.name, self.name)
+
 
 def balanced_subset(split: Split, n: int) -> Split:
     """`n` images of the split, equally many of each class if possible, in the split's own order.

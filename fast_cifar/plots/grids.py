@@ -34,20 +34,21 @@ FONT_FILES = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf", "Arial.ttf")
 CaptionLine = tuple[str, str]  # text, colour
 
 
-def samples(path: str | Path, images: Tensor, names: Sequence[str]) -> None:
+def samples(path: str | Path, images: Tensor, names: Sequence[str], of: str = "Training images") -> None:
     """Writes a grid of images, each above the name of its class.
 
     Args:
         path: the PNG to write; its folder exists.
         images: uint8 [n, H, W, 3] on the CPU, n >= 0; some 40 fill a screen.
         names: n class names; those too long for their tile end in an ellipsis.
+        of: whose images they are, for the heading.
 
     Raises:
         ValueError: there are not as many names as images.
     """
     font = _font(FONT_SIZE)
     captions = [[(_shorten(name, font, ROOM), INK)] for name in names]
-    write_png(path, _grid("Samples and their labels", images, captions))
+    write_png(path, _grid(f"{of} and their labels", images, captions))
 
 
 def misclassified(
@@ -56,6 +57,7 @@ def misclassified(
     truths: Sequence[str],
     predictions: Sequence[str],
     confidences: Sequence[float],
+    of: str = "images",
 ) -> None:
     """Writes a grid of images that the network got wrong, each with its caption "truth → prediction confidence %".
 
@@ -64,6 +66,7 @@ def misclassified(
         images: uint8 [n, H, W, 3] on the CPU. With n = 0 the grid says that there are none.
         truths, predictions: n class names each.
         confidences: n probabilities of the predicted class, in [0, 1].
+        of: whose images they are, for the heading.
 
     Raises:
         ValueError: the four do not have the same length.
@@ -72,10 +75,12 @@ def misclassified(
         _verdict(truth, prediction, confidence)
         for truth, prediction, confidence in zip(truths, predictions, confidences, strict=True)
     ]
-    write_png(path, _grid("Misclassified: truth → prediction, confidence", images, captions))
+    write_png(path, _grid(f"Misclassified {of}: truth → prediction, confidence", images, captions))
 
 
-def augmented(path: str | Path, originals: Tensor, views: Tensor, names: Sequence[str]) -> None:
+def augmented(
+    path: str | Path, originals: Tensor, views: Tensor, names: Sequence[str], of: str = "Training images"
+) -> None:
     """Writes one row for each image: the name of its class, the original, and the augmented image of each epoch.
 
     Args:
@@ -83,12 +88,13 @@ def augmented(path: str | Path, originals: Tensor, views: Tensor, names: Sequenc
         originals: uint8 [n, H, W, 3] on the CPU.
         views: uint8 [n, k, H, W, 3] on the CPU, of each original in epochs 1 to k.
         names: n class names; those too long for their column end in an ellipsis.
+        of: whose images they are, for the heading.
 
     Raises:
         ValueError: originals, views and names do not have the same length.
     """
     font, heading_font = _font(FONT_SIZE), _font(HEADING_SIZE)
-    heading = "Training images, as they are and as each epoch augments them"
+    heading = f"{plain(of)}, as they are and as each epoch augments them"
     labels = [_shorten(name, font, ROOM) for name in names]
     original_x = MARGIN + max((int(font.getlength(label)) for label in labels), default=0) + GAP
     columns = [original_x + TILE + 2 * GAP + epoch * (TILE + GAP) for epoch in range(views.shape[1])]
@@ -127,7 +133,7 @@ def plain(name: str) -> str:
 
 def _grid(heading: str, images: Tensor, captions: Sequence[Sequence[CaptionLine]]) -> Image.Image:
     """Images in rows of COLUMNS under a heading, each above the lines of its caption; "none" where there is none."""
-    font, heading_font = _font(FONT_SIZE), _font(HEADING_SIZE)
+    font, heading_font, heading = _font(FONT_SIZE), _font(HEADING_SIZE), plain(heading)
     columns = min(COLUMNS, max(len(images), 1))
     row_height = TILE + max(map(len, captions), default=1) * LINE + GAP
     top = MARGIN + HEADING_SIZE + GAP

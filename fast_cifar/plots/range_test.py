@@ -36,6 +36,7 @@ def range_test(
     lr_max_range: tuple[float, float] | None = None,
     divergence: float | None = None,
     notes: Sequence[str] = (),
+    title: str = "Range test",
 ) -> None:
     """Draws the loss of a range test against the learning rate, its points, and the interval it recommends.
 
@@ -50,6 +51,7 @@ def range_test(
         lr_max_range: the seeds' lowest and highest LRMAX.
         divergence: the rate from which on the loss diverged.
         notes: sentences for the foot of the figure.
+        title: what was swept.
     """
     with style.figure(path, 12, 6) as figure:
         axes = figure.subplots()
@@ -78,7 +80,7 @@ def range_test(
                 *lr_max_range, facecolor="none", edgecolor=DARK_GREEN, hatch="//", linewidth=0, alpha=0.5, label=label
             )
         axes.set(xlabel=f"learning rate ({'linear' if linear else 'log'} scale)", ylabel="cross-entropy (nats)")
-        axes.set_title("Range test", pad=28)  # clear of the texts above the interval
+        axes.set_title(style.wrapped(title), pad=28, parse_math=False)  # clear of the texts above the interval
         axes.legend(loc="best")
         if notes:
             _write_foot(figure, notes)

@@ -26,30 +26,38 @@ def draw_training_data(folder: Path, setup: Setup, loader: DeviceLoader, lrs: li
         loader: the run's own; its epoch does not change.
         lrs: the learning rate of every step.
     """
-    classes = setup.data.classes
+    classes, of = setup.data.classes, f"Training images of {setup.data.title}"
     samples = _a_few(setup.data.train, SAMPLES, len(classes))
-    grids.samples(folder / "samples.png", *_images_and_names(setup.data.train, samples, classes))
+    grids.samples(folder / "samples.png", *_images_and_names(setup.data.train, samples, classes), of)
     chosen = _a_few(setup.data.train, AUGMENTED, len(classes))
     originals, names = _images_and_names(setup.data.train, chosen, classes)
     views = torch.stack([_augmented(loader, chosen, epoch) for epoch in range(EPOCHS)], dim=1)
-    grids.augmented(folder / "augmented.png", originals, views, names)
+    grids.augmented(folder / "augmented.png", originals, views, names, of)
     if style.matplotlib_available():
-        training.schedule(folder / "schedule.png", lrs, len(loader))
+        training.schedule(folder / "schedule.png", lrs, len(loader), f"One cycle: {setup.title(loader.seed)}")
 
 
-def draw_results(folder: Path, setup: Setup, history: list[dict[str, Any]], evaluation: Evaluation, title: str) -> None:
-    """Writes misclassified.png and, with matplotlib, curves.png and confusion.png: what the run achieved."""
+def draw_results(
+    folder: Path, setup: Setup, history: list[dict[str, Any]], evaluation: Evaluation, *titles: str
+) -> None:
+    """Writes misclassified.png and, with matplotlib, curves.png and confusion.png: what the run achieved.
+
+    Args:
+        titles: what trained on what, and the result.
+    """
     classes = setup.data.classes
     truths, predictions = evaluation.labels.cpu(), evaluation.logits.argmax(dim=1).cpu()
     if style.matplotlib_available():
-        training.curves(folder / "curves.png", [history], len(history), title)
-        training.confusion(folder / "confusion.png", confusion_matrix(truths, predictions, len(classes)), classes)
+        matrix = confusion_matrix(truths, predictions, len(classes))
+        training.curves(folder / "curves.png", [history], len(history), *titles)
+        training.confusion(folder / "confusion.png", matrix, classes, *titles)
     confidences = probabilities(evaluation.logits).amax(dim=1).cpu()
     wrong = (truths != predictions).nonzero().flatten()
     worst = wrong[confidences[wrong].argsort(descending=True)][:MISTAKES]
     images, names = _images_and_names(setup.split(setup.headline), worst, classes)
     predicted = [classes[label] for label in predictions[worst].tolist()]
-    grids.misclassified(folder / "misclassified.png", images, names, predicted, confidences[worst].tolist())
+    of = f"{'test' if setup.headline == 'test' else 'validation'} images of {setup.data.title}"
+    grids.misclassified(folder / "misclassified.png", images, names, predicted, confidences[worst].tolist(), of)
 
 
 def confusion_matrix(truths: Tensor, predictions: Tensor, classes: int) -> Tensor:

@@ -6,6 +6,7 @@ A figure is written as one PNG. Nothing here touches pyplot or the caller's rcPa
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from fast_cifar.plots.grids import write_png
+from fast_cifar.plots.grids import plain, write_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +46,12 @@ STYLE = {
 def matplotlib_available() -> bool:
     """Whether figures can be drawn."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def wrapped(*texts: str) -> str:
+    """A title of any texts, each on its own line or on several that fit a figure of 12 inches; it may hold "$", so draw
+    it with parse_math=False."""
+    return "\n".join(line for text in texts for line in textwrap.wrap(plain(text), 112))
 
 
 @contextmanager

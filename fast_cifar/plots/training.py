@@ -25,7 +25,7 @@ LEGEND_COLUMNS = 3
 NUMBERS_UP_TO = 20  # classes: above it the cells are too small for numbers
 
 
-def schedule(path: str | Path, lrs: Sequence[float], steps_per_epoch: int) -> None:
+def schedule(path: str | Path, lrs: Sequence[float], steps_per_epoch: int, title: str = "One cycle") -> None:
     """Draws the learning rate against the epochs, with LRMAX, its epoch, and LRMIN at both ends.
 
     A step is drawn at the number of epochs that are done after it: the last step of epoch 5 at 5.
@@ -44,14 +44,13 @@ def schedule(path: str | Path, lrs: Sequence[float], steps_per_epoch: int) -> No
         _mark(axes, epochs[0], lrs[0], f"LRMIN {lrs[0]:.3g}", above=False, side="left")
         _mark(axes, epochs[peak], lrs[peak], highest, above=True, side="center")
         _mark(axes, epochs[-1], lrs[-1], f"LRMIN {lrs[-1]:.3g}", above=False, side="right")
-        axes.set(title="One cycle", xlabel="epoch", ylabel="learning rate")
+        axes.set_title(style.wrapped(title), parse_math=False)
+        axes.set(xlabel="epoch", ylabel="learning rate")
         axes.set_ylim(-0.1 * lrs[peak], 1.12 * lrs[peak])  # room for the texts
         _whole_epochs(axes)
 
 
-def curves(
-    path: str | Path | IO[bytes], histories: Sequence[Sequence[dict]], epochs: int, title: str | None = None
-) -> None:
+def curves(path: str | Path | IO[bytes], histories: Sequence[Sequence[dict]], epochs: int, *titles: str) -> None:
     """Draws loss and accuracy of train, test and (if held out) validation against the epochs.
 
     Of one run, the legend has the last values, and the gap between the accuracies of train and test is shaded. The
@@ -62,11 +61,11 @@ def curves(
         histories: of each seed the rows of metrics.jsonl, at least one: `epoch`, and `SPLIT_loss` and `SPLIT_accuracy`
             (in [0, 1]) for the splits train, test and val. What is absent, null or not finite is left out.
         epochs: where the axis ends.
-        title: stands above both panels.
+        titles: lines above both panels.
     """
     with style.figure(path, 12, 5) as figure:
-        if title is not None:
-            figure.suptitle(plain(title), parse_math=False)
+        if titles:
+            figure.suptitle(style.wrapped(*titles), parse_math=False)
         for axes, metric in zip(figure.subplots(1, 2), METRICS, strict=True):
             _draw_metric(axes, metric, histories)
             axes.set_xlim(0.5, epochs + 0.5)
@@ -99,7 +98,7 @@ def comparison(path: str | Path | IO[bytes], runs: Sequence[tuple[str, str, Sequ
             text.set(text=_ellipsis(name, 30), parse_math=False)  # as labels, names that begin with "_" are left out
 
 
-def confusion(path: str | Path, matrix: Tensor, classes: Sequence[str]) -> None:
+def confusion(path: str | Path, matrix: Tensor, classes: Sequence[str], *titles: str) -> None:
     """Draws a confusion matrix as a heat map, and each class's accuracy beside it.
 
     Args:
@@ -107,11 +106,13 @@ def confusion(path: str | Path, matrix: Tensor, classes: Sequence[str]) -> None:
         matrix: int64 [C, C] on the CPU, rows the true class, columns the predicted one. A class without images is a row
             of zeros.
         classes: C names. Up to 20 classes the cells hold their counts.
+        titles: lines above; how many images are correct follows in the last.
     """
     correct, total = int(matrix.trace()), int(matrix.sum())
     height = min(4 + 0.45 * len(classes), 16)
     with style.figure(path, max(height, 12), height) as figure:
-        figure.suptitle(f"Confusion matrix: {correct}/{total} correct ({100 * correct / max(total, 1):.2f} %)")
+        *first, last = titles or ("Confusion matrix",)
+        figure.suptitle(style.wrapped(*first, f"{last}: {correct}/{total} correct"), parse_math=False)
         heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
         _draw_heat(heat, matrix, classes)
         _draw_class_accuracy(bars, matrix)

@@ -9,6 +9,8 @@ import torch
 
 from fast_cifar.build import Setup
 from fast_cifar.options import TrainOptions
+from fast_cifar.runs.run_folder import predicted_by
+from fast_cifar.system.errors import counted
 
 
 def opening_lines(setup: Setup, options: TrainOptions, device_name: str, steps_per_epoch: int) -> list[str]:
@@ -24,7 +26,8 @@ def opening_lines(setup: Setup, options: TrainOptions, device_name: str, steps_p
         f"data      {data.name}: {len(data.train):,} training and {tested} test images{held_out}, "
         f"{len(data.classes)} classes",
         f"machine   {processes}{device_name}, {setup.precision.name}, {layout}{compiled}, torch {torch.__version__}",
-        f"recipe    {options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images; one cycle "
+        f"recipe    {counted(options.epochs, 'epoch')} x {counted(steps_per_epoch, 'step')} of "
+        f"{counted(options.batch_size, 'image')}; one cycle "
         f"{options.lr_min:g} -> {options.lr_max:g} ({peak}) -> {options.lr_min:g}",
         *setup.notes,
     ]
@@ -68,13 +71,6 @@ def headline(summary: Mapping[str, Any]) -> str:
     if summary["test_accuracy"] is None:  # --no-test
         return f"validation accuracy {summary['val_accuracy']:.2%}{predicted_by(summary)}"
     return f"test accuracy {summary['test_accuracy']:.2%}{predicted_by(summary)}"
-
-
-def predicted_by(summary: Mapping[str, Any]) -> str:
-    """ " (test-time augmentation, EMA 0.99)" or less; summaries of earlier versions do not say it."""
-    ways = ["test-time augmentation"] if summary.get("tta") else []
-    ways += [f"EMA {summary['ema']:g}"] if summary.get("ema") else []
-    return f" ({', '.join(ways)})" if ways else ""
 
 
 def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:

@@ -237,6 +237,13 @@ def check_new(path: Path) -> None:
     require_writable(path.parent, "choose another folder with --out")
 
 
+def predicted_by(run: Mapping[str, Any]) -> str:
+    """ " (test-time augmentation, EMA 0.99)" or less, of a summary or a configuration; earlier ones do not say it."""
+    ways = ["test-time augmentation"] if run.get("tta") else []
+    ways += [f"EMA {run['ema']:g}"] if is_number(run.get("ema")) and run["ema"] else []
+    return f" ({', '.join(ways)})" if ways else ""
+
+
 def _is_row(row: Mapping[str, Any], epoch: int) -> bool:
     """Whether a row of the history is that of this epoch, and complete."""
     tested = [*(row.get(name, "missing") for name in TESTED), *(row.get(name) for name in HELD_OUT)]

@@ -16,7 +16,7 @@ from fast_cifar.options import SIZE, TrainOptions, flag_of
 from fast_cifar.runs import checkpoint
 from fast_cifar.runs.run_folder import RunFolder
 from fast_cifar.system.device import random_state, set_random_state
-from fast_cifar.system.errors import UserError
+from fast_cifar.system.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class RunState:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder.last} is damaged or of another network ({error})") from error
         steps = self.progress.metrics.steps
-        log(f"resuming {folder.path} after epoch {self.progress.epoch}" + (f" and {steps} steps" if steps else ""))
+        within = f" and {counted(steps, 'step')}" if steps else ""
+        log(f"resuming {folder.path} after epoch {self.progress.epoch}{within}")
         if self._run.options.deterministic and contents["threads"] != torch.get_num_threads():
             log(
                 f"--deterministic: the run began with {contents['threads']} threads and continues with "

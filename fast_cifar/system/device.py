@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from fast_cifar.system.errors import UserError
+from fast_cifar.system.errors import UserError, counted
 
 T = TypeVar("T")
 # In the message of a RuntimeError, where torch does not raise its OutOfMemoryError.
@@ -208,7 +208,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
+        return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {counted(torch.get_num_threads(), 'thread')})"
     return device.type
 
 

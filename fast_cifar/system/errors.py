@@ -1,4 +1,4 @@
-"""The error that a user can fix, and the exit code of a script."""
+"""The error that a user can fix, the exit code of a script, and a count as people write it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from fast_cifar.system.signals import interrupt_on_sigterm
 
 class UserError(Exception):
     """Something the user can fix: the message is one line that says what is wrong, where, and what to do."""
+
+
+def counted(n: int, noun: str) -> str:
+    """ "1 epoch", "24 epochs", "50,000 images"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def run_script(script: Callable[[], None]) -> int:

@@ -113,7 +113,7 @@ def test_other_data_other_epochs_and_failed_runs_are_warned_of(run):
     assert status == 0
     assert "warning: they differ in dataset: cifar10 and pets" in printed
     assert "warning: they differ in epochs: 24 and 8" in printed
-    assert "1 runs of" in printed
+    assert "not counted: 1 failed run of" in printed
 
 
 @pytest.mark.parametrize(

@@ -212,11 +212,14 @@ def test_a_rate_outside_the_grid_is_marked():
     assert set(row["regret"]) == set(RULES)
 
 
-def test_the_settings_are_plotted(place):
+def test_the_settings_are_plotted_and_spelled_out(place):
     pytest.importorskip("matplotlib")
     plot = place.root / "new" / "sweep.png"
     place.run("--runs", "2", "--repeats", "1", "--batch-size", "4,8", "--plot", str(plot))
     assert plot.read_bytes().startswith(b"\x89PNG")
+    first, second = (lr_sweep.spelled_out(row["options"]) for row in place.rows())
+    assert first == "pets, all images, batch 4, 2 epochs\nwidth 64, weight decay 0, label smoothing 0.1"
+    assert second == first.replace("batch 4", "batch 8")
 
 
 @pytest.mark.parametrize(

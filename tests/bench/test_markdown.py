@@ -135,7 +135,7 @@ def test_the_accuracy_of_several_seeds_has_its_interval_and_that_of_one_has_none
     assert three["test accuracy, last epoch"] == f"94.00 % ± {100 * (high - low) / 2:.2f}"
     assert three["n"] == "3"
     assert one["test accuracy, last epoch"] == "90.12 %"
-    assert one["training accuracy"] == "95.00 %"
+    assert one["training accuracy (running, augmented images)"] == "95.00 %"
     assert one["parameters"] == "6,573,120"
 
 
@@ -145,6 +145,16 @@ def test_a_title_takes_the_place_of_the_name_of_the_data():
     titled, plain = table(accuracy_block(files))
     assert (titled["data"], titled["date"]) == ("CIFAR-10 (JPEG)", "")
     assert (plain["data"], plain["date"]) == ("cifar10", "2026-11-21")
+
+
+def test_the_recipe_of_a_row_is_in_the_table():
+    files = [{"command": "a", "recipe": "weight decay 0.5", "summaries": [summary()]}]
+    assert [row["recipe"] for row in table(accuracy_block(files))] == ["weight decay 0.5"]
+
+
+def test_one_step_and_one_repeat_are_not_plural():
+    section = device("training", variant("a") | {"repeats": 1}, steps=1)
+    assert "1 step a repeat · 1 interleaved repeat\n" in bench_block("training", [section])
 
 
 def test_the_commands_follow_the_table_of_accuracies():

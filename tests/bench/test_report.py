@@ -380,6 +380,7 @@ def test_a_finished_run_can_be_added(place, run):
     written = place.read("runs/cats.json")
     assert written["summaries"] == [{"batch_size": 8} | summary]
     assert (written["command"], written["note"], written["title"]) == ("python run_train.py", "Ha.", None)
+    assert written["recipe"].endswith("LRMAX 0.001, weight decay 0.5, label smoothing 0.1, mirrored padding")
     row = f"| 3 | 8 | {summary['parameters']:,} | {summary['test_accuracy']:.2%}".replace("%", " %")
     assert row in place.readme.read_text()
     assert written["when"][:10] in place.readme.read_text()

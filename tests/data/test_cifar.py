@@ -132,7 +132,9 @@ def test_a_local_archive_is_recognised_by_its_bytes_under_any_name(monkeypatch, 
         fake_cifar.publish(monkeypatch, each, fake_cifar.build(each))
     archive = tmp_path / "from a friend"
     archive.write_bytes(fake_cifar.build(name))
-    assert load_dataset(archive, tmp_path / "data").name == name
+    dataset = load_dataset(archive, tmp_path / "data")
+    assert dataset.name == name
+    assert dataset.title == {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[name]
 
 
 def test_a_local_archive_is_checked_although_a_cache_exists(cifar10, tmp_path):

@@ -26,7 +26,7 @@ def test_synthetic_needs_no_files(monkeypatch, tmp_path):
     monkeypatch.setattr(load, "SYNTHETIC_TRAIN", 40)
     monkeypatch.setattr(load, "SYNTHETIC_TEST", 20)
     dataset = load_dataset("synthetic", tmp_path / "data")
-    assert dataset.name == "synthetic"
+    assert dataset.name == dataset.title == "synthetic"
     assert dataset.train.images.shape == (40, 32, 32, 3)
     assert dataset.test.images.shape == (20, 32, 32, 3)
     assert len(dataset.classes) == 10

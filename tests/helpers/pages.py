@@ -134,9 +134,9 @@ def lrfind() -> dict:
     return {"lrs": lrs, "losses": losses, "smoothed": [loss + 0.01 for loss in losses], "suggestion": SUGGESTION}
 
 
-def write_range_test(path: Path, **more) -> Path:
+def write_range_test(path: Path, repeats: int = 1, **more) -> Path:
     path.mkdir()
-    write(path / "config.json", RangeTestOptions(name=path.name).as_dict())
+    write(path / "config.json", RangeTestOptions(name=path.name, repeats=repeats).as_dict())
     write(path / "lrfind.json", lrfind() | more)
     write_image(path / "lrfind.png")
     return path

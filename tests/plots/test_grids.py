@@ -136,6 +136,19 @@ def test_without_mistakes_the_grid_says_none(tmp_path, written):
     assert pixels(tmp_path / "m.png").std() > 0
 
 
+def test_headings_say_whose_images_they_are(tmp_path, written):
+    images, name = random_images(1, 32, 32), "pets\nand more"
+    grids.samples(tmp_path / "s.png", images, ["cat"], f"Training images of {name}")
+    grids.augmented(tmp_path / "a.png", images, images[:, None], ["cat"], f"Training images of {name}")
+    grids.misclassified(tmp_path / "m.png", images, ["cat"], ["dog"], [0.5], f"test images of {name}")
+    headings = [text for text in written if "images" in text]
+    assert [heading.partition(" pets?and more")[0] for heading in headings] == [
+        "Training images of",
+        "Training images of",
+        "Misclassified test images of",
+    ]
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 @pytest.mark.parametrize("fonts", [grids.FONT_FILES, ()], ids=["any font", "Pillow's own"])
 def test_any_class_name_can_be_drawn(tmp_path, monkeypatch, name, fonts):

@@ -45,6 +45,16 @@ def test_the_range_test_tells_its_values_and_shades_the_recommended_interval(png
     assert (box.x0, box.x1) == pytest.approx((1e-4, 1e-2))
 
 
+def test_the_title_says_what_was_swept_and_stands_above_the_texts_of_the_interval(png, figures):
+    lrs, losses = sweep()
+    range_test.range_test(png, lrs, losses, losses, SUGGESTION, title="Range test: $x_1$, " + "many words " * 15)
+    axes = figures[0].axes[0]
+    assert axes.get_title().startswith("Range test: $x_1$, many words")
+    box = axes.title.get_window_extent()
+    assert max(text.get_window_extent().y1 for text in axes.texts) < box.y0 < box.y1 <= figures[0].bbox.y1
+    assert 0 <= box.x0 < box.x1 <= figures[0].bbox.x1
+
+
 def test_the_texts_of_the_interval_never_meet(png, figures):
     lrs, losses = sweep()
     narrow = SUGGESTION | {"lr_min": 1e-3, "lr_max": 1.001e-3}

@@ -16,8 +16,8 @@ def drawn(monkeypatch):
     for module, names in ((grids, ("samples", "augmented", "misclassified")), (training, ("confusion",))):
         for name in names:
             monkeypatch.setattr(module, name, lambda path, *shown, name=name: calls.update({name: shown}))
-    monkeypatch.setattr(training, "schedule", lambda *_: None)
-    monkeypatch.setattr(training, "curves", lambda *_: None)
+    for name in ("schedule", "curves"):
+        monkeypatch.setattr(training, name, lambda path, *shown, name=name: calls.update({name: shown}))
     return calls
 
 
@@ -26,6 +26,21 @@ def evaluation_of(split, predictions):
     logits = torch.zeros(len(split), 2)
     logits[torch.arange(len(split)), predictions] = torch.linspace(1, 5, len(split))
     return Evaluation(0.0, int((predictions == split.labels).sum()), logits, split.labels)
+
+
+def test_the_titles_say_what_was_trained_on_what(quick, drawn, tmp_path):
+    setup = build_setup(quick(weight_decay=0.25))
+    run_images.draw_training_data(tmp_path, setup, setup.train_loader(seed=5), [0.1])
+    test = setup.data.test
+    run_images.draw_results(tmp_path, setup, [], evaluation_of(test, test.labels), "trained", "result")
+    name = setup.data.name
+    trained = f"{name}, width 64, batch 8, weight decay 0.25, label smoothing 0.1"
+    assert setup.title(5) == f"{trained}, seed 5"
+    assert setup.title(5, 3) == f"{trained}, seeds 5 to 7"
+    assert drawn["schedule"][-1] == f"One cycle: {trained}, seed 5"
+    assert drawn["curves"][-2:] == drawn["confusion"][-2:] == ("trained", "result")
+    assert drawn["samples"][-1] == drawn["augmented"][-1] == f"Training images of {name}"
+    assert drawn["misclassified"][-1] == f"test images of {name}"
 
 
 def test_the_confusion_matrix_equals_one_counted_by_hand():
@@ -43,7 +58,7 @@ def test_the_most_confident_mistakes_come_first(quick, drawn, tmp_path):
     predictions = 1 - test.labels
     predictions[3] = test.labels[3]  # one is right
     run_images.draw_results(tmp_path, setup, [], evaluation_of(test, predictions), "title")
-    images, truths, predicted, confidences = drawn["misclassified"]
+    images, truths, predicted, confidences, _ = drawn["misclassified"]
     assert len(images) == len(test) - 1
     assert confidences == sorted(confidences, reverse=True)
     assert torch.equal(images[0], test.images[-1])
@@ -55,7 +70,7 @@ def test_samples_carry_the_names_of_their_classes(quick, drawn, tmp_path):
     setup = build_setup(quick())
     run_images.draw_training_data(tmp_path, setup, setup.train_loader(0), [0.1])
     train = setup.data.train
-    for image, name in zip(*drawn["samples"], strict=True):
+    for image, name in zip(*drawn["samples"][:2], strict=True):
         place = next(i for i, other in enumerate(train.images) if torch.equal(image, other))
         assert setup.data.classes[train.labels[place]] == name
 
@@ -71,7 +86,7 @@ def test_augmented_images_are_those_of_the_loaders_own_batches(quick, drawn, tmp
     run_images.draw_training_data(tmp_path, setup, loader, [0.1])
     assert loader.epoch == 3
     assert torch.equal(torch.get_rng_state(), before)
-    originals, views, _ = drawn["augmented"]
+    originals, views, *_ = drawn["augmented"]
     train = setup.data.train.images
     chosen = [next(i for i, other in enumerate(train) if torch.equal(image, other)) for image in originals]
     for epoch in range(views.shape[1]):

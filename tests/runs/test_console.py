@@ -2,6 +2,7 @@
 
 import pytest
 
+from fast_cifar.build import build_setup
 from fast_cifar.runs import console
 
 ROW = {
@@ -21,6 +22,12 @@ ROW = {
 )
 def test_times_read_as_people_write_them(seconds, text):
     assert console.clock(seconds) == text
+
+
+def test_one_epoch_of_one_step_is_not_plural(quick):
+    options = quick(epochs=1, batch_size=1).resolved()
+    recipe = console.opening_lines(build_setup(options), options, "abacus", 1)[2]
+    assert recipe.startswith("recipe    1 epoch x 1 step of 1 image; one cycle 1e-05 -> 0.001")
 
 
 def test_the_line_of_an_epoch_has_every_number():
