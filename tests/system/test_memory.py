@@ -1,9 +1,12 @@
-"""Out-of-memory errors of every kind, and the peak memory."""
+"""Out-of-memory errors of every kind, the peak memory, and memory that is kept between tensors."""
+
+import platform
+from pathlib import Path
 
 import pytest
 import torch
 
-from fast_cifar.system.device import explain_out_of_memory, peak_memory, reset_peak_memory
+from fast_cifar.system.device import explain_out_of_memory, memory_kept, peak_memory, reset_peak_memory, seeded_run
 from fast_cifar.system.errors import UserError
 from tests.helpers.devices import needs_cuda
 
@@ -54,3 +57,42 @@ def test_the_peak_on_cuda_can_be_reset():
     high = peak_memory(device)
     reset_peak_memory(device)
     assert peak_memory(device) <= high - 2**28
+
+
+CPU = torch.device("cpu")
+LARGE = 2**26  # bytes
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep memory in other ways")
+
+
+def pages_cleared():
+    """How many pages the system clears for a tensor, once small objects have settled between the first ones."""
+    import resource
+
+    counts = []
+    for _ in range(12):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(LARGE, dtype=torch.uint8)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(counts)
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+@needs_glibc
+def test_a_run_keeps_the_memory_of_freed_tensors_until_it_ends():
+    outside, before = pages_cleared(), resident()
+    with seeded_run(0, CPU, deterministic=False):
+        inside, kept = pages_cleared(), resident()
+    assert inside < outside / 10
+    assert resident() - before < (kept - before) / 2
+
+
+def test_a_run_may_leave_memory_as_it_is_and_other_devices_and_libraries_do(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # without mallopt
+    with memory_kept(CPU):
+        pass
+    monkeypatch.setattr("ctypes.CDLL", None)
+    with seeded_run(0, CPU, deterministic=False, keep_memory=False), memory_kept(torch.device("mps")):
+        pass
