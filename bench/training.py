@@ -15,8 +15,11 @@ those variants and to nothing else: input channels padded with zeros from 3 to 8
 over the activations, and switches of cuDNN and Inductor. A switch is set in a process of its own, for what it chooses
 stays chosen as long as its process lives.
 
-The last row is a typical PyTorch baseline: torchvision v2 transforms on PIL images in a `DataLoader` with two
-workers, fp32, NCHW, torch.optim.Adam with its defaults, and `loss.item()` after each step.
+On a CPU, all of these keep the memory of freed tensors for the next ones, as training does; `memory returned` is the
+last variant without that, in a process of its own.
+
+The last row is a typical PyTorch baseline, in a process of its own: torchvision v2 transforms on PIL images in a
+`DataLoader` with two workers, fp32, NCHW, torch.optim.Adam with its defaults, and `loss.item()` after each step.
 
 `of the fastest product` is model FLOPs utilisation (MFU): the arithmetic of forward and backward pass, as torch's own
 counter counts it, as a share of the fastest product measured in the same run: the best median of large matrix products
@@ -31,8 +34,9 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -76,7 +80,7 @@ from fast_cifar.system.errors import UserError, run_script
 from fast_cifar.train_step import TrainStep, memory_format_of
 
 IMAGES, LR = 50_000, 1e-4
-BASELINE = "typical PyTorch baseline"
+BASELINE, RETURNED = "typical PyTorch baseline", "memory returned"
 PRODUCTS = 5  # of each kind, in a repeat
 
 # Switches of the whole process, for CUDA.
@@ -95,6 +99,7 @@ class Variant:
         channels: of the batches; those above three are zeros.
         one_pass: BatchNorm is `OnePassBatchNorm2d`.
         switch: one of `SWITCHES`, set in a process of its own.
+        keep_memory: of the process, see `seeded_run`; without it, the variant has a process of its own.
     """
 
     name: str
@@ -106,15 +111,22 @@ class Variant:
     channels: int = 3
     one_pass: bool = False
     switch: str | None = None
+    keep_memory: bool = True
 
 
 @dataclass
 class Case:
-    """A variant ready to be timed: `run` trains one repeat and returns its number of images."""
+    """A variant ready to be timed.
+
+    Attributes:
+        run: trains one repeat and returns its number of images.
+        close: ends its process, if it has one of its own.
+    """
 
     run: Callable[[], int]
     warm_up_seconds: float
     peak_memory_bytes: int | None = None
+    close: Callable[[], None] = lambda: None
 
 
 def main() -> None:
@@ -132,15 +144,17 @@ def main() -> None:
 
     compared, notes = variants(device, tricks=not options.no_tricks)
     data, cases = random_images(batch_size * steps), {}
-    with seeded_run(0, device, deterministic=False):
-        for variant in compared:
-            if variant.switch is None:
+    with seeded_run(0, device, deterministic=False), ExitStack() as processes:
+        for variant in [*compared, Variant(BASELINE, compared[0].precision, keep_memory=False)]:
+            if variant.switch is None and variant.keep_memory:
                 cases[variant.name] = measured(make_case, variant, data, batch_size, device)
             elif case := case_apart(variant, len(data), batch_size, device):
                 cases[variant.name] = case
+                processes.callback(case.close)
+            elif variant.name == BASELINE:
+                raise UserError(f"the {BASELINE} failed")
             else:
                 notes.append(f"left out: {variant.name}, which failed")
-        cases[BASELINE] = measured(baseline_case, data, batch_size, device)
         dtype = compared[-1].precision.dtype
         arithmetic = products(device, dtype, quick=options.quick)
         for layer, passes in convolutions(device, dtype, batch_size).items():
@@ -198,6 +212,8 @@ def variants(device: torch.device, *, tricks: bool = True) -> tuple[list[Variant
             compared += [replace(fastest, name=f"{name}, {switch}", switch=switch) for switch in SWITCHES]
         else:
             notes.append(f"left out on {device.type}: {', '.join(SWITCHES)}")
+    if device.type == "cpu":
+        compared.append(replace(fastest, name=f"{name}, {RETURNED}", keep_memory=False))
     return compared, notes
 
 
@@ -282,10 +298,10 @@ def make_case(variant: Variant, data: Split, batch_size: int, device: torch.devi
 
 
 def case_apart(variant: Variant, count: int, batch_size: int, device: torch.device) -> Case | None:
-    """The case of a variant with a switch, in a process of its own; None if that ends before it is ready."""
+    """The case of a variant in a process of its own; None if that ends before it is ready."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    spawn.Process(target=serve_case, args=(theirs, variant, count, batch_size, device), daemon=True).start()
+    spawn.Process(target=serve_case, args=(theirs, variant, count, batch_size, device)).start()
     theirs.close()
     try:
         warm_up_seconds, peak_memory_bytes = ours.recv()
@@ -296,14 +312,16 @@ def case_apart(variant: Variant, count: int, batch_size: int, device: torch.devi
         ours.send("run")
         return ours.recv()
 
-    return Case(run, warm_up_seconds, peak_memory_bytes)
+    return Case(run, warm_up_seconds, peak_memory_bytes, ours.close)
 
 
 def serve_case(parent: Connection, variant: Variant, count: int, batch_size: int, device: torch.device) -> None:
     """Sets the variant's switch, makes its case, and runs it each time the parent asks."""
-    SWITCHES[variant.switch]()
-    with seeded_run(0, device, deterministic=False):
-        case = measured(make_case, variant, random_images(count), batch_size, device)
+    if variant.switch is not None:
+        SWITCHES[variant.switch]()
+    make = baseline_case if variant.name == BASELINE else partial(make_case, variant)
+    with seeded_run(0, device, deterministic=False, keep_memory=variant.keep_memory):
+        case = measured(make, random_images(count), batch_size, device)
         parent.send((case.warm_up_seconds, case.peak_memory_bytes))
         with suppress(EOFError):  # the parent needs no more
             while parent.recv():

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -105,9 +106,10 @@ def test_each_variant_adds_one_optimisation_and_each_trick_is_added_alone(native
     ]
     shown = [(v.precision.name, v.channels_last, v.compile, v.loader, v.channels, v.one_pass) for v in compared]
     assert shown[:6] == [(*one, 3, False) for one in plain]
-    assert shown[6:] == [("bf16", True, True, True, 8, False), ("bf16", True, True, False, 3, True)]
+    assert shown[6:8] == [("bf16", True, True, True, 8, False), ("bf16", True, True, False, 3, True)]
+    assert compared[8:] == [replace(compared[4], name=f"{compared[4].name}, memory returned", keep_memory=False)]
     assert notes == ["left out on cpu: cuDNN tries every algorithm, coordinate descent, combo kernels"]
-    assert variants(torch.device("cpu"), tricks=False) == (compared[:6], [])
+    assert variants(torch.device("cpu"), tricks=False) == ([*compared[:6], compared[8]], [])
 
 
 def test_on_cuda_all_tricks_are_added_to_the_step_that_is_one_graph(native_bf16_and_compiler):
