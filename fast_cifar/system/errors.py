@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -24,6 +25,8 @@ def run_script(script: Callable[[], None]) -> int:
         0 done; 2 a `UserError`, printed on standard error as one line that begins `error: `; 130 interrupted by Ctrl-C
         or SIGTERM. Any other exception passes through: Python prints its traceback and exits with 1.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file has each line as soon as it is printed
     try:
         with interrupt_on_sigterm():
             script()

@@ -1,5 +1,9 @@
 """Exit codes and error lines of a script."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from fast_cifar.system.errors import UserError, run_script
@@ -35,3 +39,12 @@ def test_a_bug_keeps_its_traceback():
 def test_an_error_is_one_line_even_where_a_path_has_two(capsys):
     assert run_script(raising(UserError("a\nb is missing"))) == 2
     assert capsys.readouterr().err == "error: a b is missing\n"
+
+
+def test_a_line_reaches_a_log_file_when_it_is_printed():
+    script = "import os; from fast_cifar.system.errors import run_script\n"
+    script += "run_script(lambda: (print('epoch 1'), os._exit(0)))"  # ends without writing what is buffered
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", script]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, env=buffered)
+    assert finished.stdout == "epoch 1\n"
