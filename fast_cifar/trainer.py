@@ -209,7 +209,8 @@ def _train_several(
             failures.append(f"seed {one.seed}: {error}")
             log(f"run {k} failed: {error}")
     if not summaries:
-        raise Diverged(f"{f'all {options.runs} runs' if options.runs > 1 else 'the run'} failed; {failures[0]}")
+        whole = "the run" if options.runs == 1 else f"all {options.runs} runs"
+        raise Diverged(f"{whole} failed; {failures[0]}")
     summary = summarize(summaries) | {"failures": failures}
     if distributed.is_main:
         folder.write_summary(summary)
