@@ -169,19 +169,19 @@ class CommonOptions(Options):
     mirror: tuple[str, ...] = option(
         "data",
         (),
-        "full URL of the archive, used instead of the official server, which is slow (README has a fast one); "
+        "full URL of the archive, used instead of the official server, which is slow (README names a public copy); "
         "repeat it to try several in order",
         resumable=True,
         metavar="URL",
         action="append",
     )
-    resize: bool = option("data", False, "scale the images of a folder that are not 32x32")
+    resize: bool = option("data", False, "crop the images of a folder that are not 32x32 to a square, and scale them")
     limit_train: int | None = option(
         "data", None, "train on N images, class-balanced, the same for every seed", metavar="N"
     )
     limit_test: int | None = option("data", None, "test on N images, class-balanced", metavar="N")
     val_split: int | None = option(
-        "data", None, "hold out N training images, class-balanced; they choose best.pt instead of the test", metavar="N"
+        "data", None, "hold out N training images, class-balanced; they, not the test images, choose best.pt", metavar="N"
     )
     batch_size: int = option("data", 512, "images per optimiser step", metavar="N")
     padding: int = option(
@@ -203,8 +203,8 @@ class CommonOptions(Options):
     width: int = option(
         "recipe",
         64,
-        "channels of the first layer; 64 is the recipe's network, 16 trains ten times as fast; the default LRMAX was "
-        "chosen for 64, so a narrower network should use run_train.py --find-lr",
+        "channels of the first layer; 64 is the recipe's network, 16 trains about ten times as fast on a CPU; the default "
+        "LRMAX was chosen for 64, so a narrower network should use run_train.py --find-lr",
         metavar="N",
     )
     seed: int = option("recipe", 0, "seed of the initial weights and of every random choice", metavar="N")
@@ -286,7 +286,7 @@ class TrainOptions(CommonOptions):
     runs: int | None = option(
         "recipe", None, "train N times, with seeds SEED, SEED+1, ..., and report mean and spread", metavar="N"
     )
-    eval_every: int = option("output", 1, "test every N epochs; the last one always", metavar="N")
+    eval_every: int = option("output", 1, "evaluate every N epochs, and after the last", metavar="N")
     checkpoint_steps: int | None = option(
         "output",
         None,

@@ -177,7 +177,7 @@ def _train_seeds(
             return _train_several(training, options, folder, on_epoch, log)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; finished work is saved, to resume: python run_train.py --resume {folder.path}"
+            f"interrupted; finished work is saved. To resume: python run_train.py --resume {folder.path}"
         ) from None
 
 
@@ -299,7 +299,7 @@ class Run:
         return self.distributed.broadcast(summary)
 
     def _announce_stop(self) -> None:
-        self.log("stopping after this step; once more to stop at once")
+        self.log("stopping after this step; interrupt again to stop at once")
 
     def _warm_up(self) -> float:
         """Compiles loader and step, if asked to, so that no epoch's throughput contains it; returns the seconds."""

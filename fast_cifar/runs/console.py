@@ -83,7 +83,7 @@ def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
         f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec, "
         f"{summary['training_flops'] / 1e15:.3g} PFLOP"
         + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else "")
-        + (f", at most {peak / 2**30:.2f} GiB of memory" if peak is not None else ""),
+        + (f", peak memory {peak / 2**30:.2f} GiB" if peak is not None else ""),
         f"everything is in {folder}",
     ]
 

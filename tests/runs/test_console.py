@@ -82,7 +82,7 @@ def test_the_closing_lines_have_the_last_accuracy_first_then_the_best():
 def test_warm_up_and_peak_memory_are_reported_where_they_are_known():
     line = console.closing_lines(SUMMARY | {"compile_seconds": 37.2, "peak_memory_bytes": 3 * 2**29}, "runs/a")[1]
     assert "37 s to warm up" in line
-    assert line.endswith("at most 1.50 GiB of memory")
+    assert line.endswith("peak memory 1.50 GiB")
 
 
 def test_several_runs_are_a_mean_with_its_interval_and_one_has_none():
