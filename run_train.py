@@ -35,8 +35,7 @@ def script() -> None:
         options.check()
         print(model_summary(CustomResNet(count_classes(options.data), options.dropout, options.width)))
     elif options.eval_only is not None:
-        result = evaluate_checkpoint(options)
-        print(f"test loss {result.loss:.4f}, accuracy {result.correct}/{result.count} ({result.accuracy:.2%})")
+        evaluate_checkpoint(options)
     else:
         train(options)
 

@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def command_line() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     what = "a run folder of --runs, its summary.json, or a file of bench/results/runs"
     parser.add_argument("a", type=Path, metavar="A", help=what)
     parser.add_argument("b", type=Path, metavar="B", help="likewise")

@@ -30,9 +30,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.markdown import Column, accuracy_percent, markdown, value
+from bench.markdown import Column, markdown, value
 from fast_cifar.command_line import Parser
-from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.errors import UserError, percent, run_script
 from fast_cifar.system.files import read_json, write_json
 
 Run = Mapping[str, Any]
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def command_line() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="the plan, which also receives the results")
     parser.add_argument("--data", metavar="DATA", help="as run_train.py takes it; without it nothing is trained")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="decoded caches (default: data)")
@@ -114,7 +114,7 @@ def result_text(key: str) -> Callable[[Run], str]:
 
     def text(run: Run) -> str:
         result = run.get("result") or {}
-        return "diverged" if result.get("diverged") else value(key, accuracy_percent)(result)
+        return "diverged" if result.get("diverged") else value(key, percent)(result)
 
     return text
 

@@ -45,7 +45,7 @@ from fast_cifar.lr_finder import sweep
 from fast_cifar.options import SWEEP_STEPS, RangeTestOptions, TrainOptions, flag_of, plain
 from fast_cifar.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, figure, matplotlib_available
 from fast_cifar.system.device import resolve_device
-from fast_cifar.system.errors import UserError, counted, run_script
+from fast_cifar.system.errors import UserError, counted, percent, run_script
 from fast_cifar.system.files import read_json
 
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -204,7 +204,7 @@ def fill(row: dict[str, Any], setting: TrainOptions, options: argparse.Namespace
         run = {"factor": factor, "seed": seed, "lr_max": one.lr_max} | train_once(training, one)
         row["runs"].append(run)
         save()
-        how = "diverged" if run["diverged"] else f"{run['val_accuracy']:.2%}"
+        how = "diverged" if run["diverged"] else percent(run["val_accuracy"])
         tqdm.write(
             f"{row['setting']}: {count}/{len(runs)}, seed {seed}, LRMAX {one.lr_max:.3g} ({factor:g} x): {how}, "
             f"{run['seconds']:.1f} s"

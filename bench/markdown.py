@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.measure import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, print_table
 from fast_cifar.runs.stats import summarize
-from fast_cifar.system.errors import UserError, counted
+from fast_cifar.system.errors import UserError, counted, percent
 
 MARKER = re.compile(r"^<!-- bench\.(\w+): ([\w.-]+) -->[ \t]*\r?$", re.MULTILINE)
 
@@ -83,14 +83,7 @@ def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 
 count = "{:,.0f}".format
-
-
-def percent(fraction: float, digits: int = 1) -> str:
-    return f"{100 * fraction:.{digits}f} %"
-
-
-def accuracy_percent(fraction: float) -> str:
-    return percent(fraction, digits=2)
+share_percent = partial(percent, digits=1)
 
 
 def times(ratio: float) -> str:
@@ -116,7 +109,7 @@ def rate(row: Row) -> str:
 
 def accuracy(row: Row) -> str:
     """Mean test accuracy of the last epoch and, of several seeds, half of its 95 % interval."""
-    text = accuracy_percent(row["mean"])
+    text = percent(row["mean"])
     return text if row["interval"] is None else f"{text} ± {50 * (row['interval'][1] - row['interval'][0]):.2f}"
 
 
@@ -155,8 +148,8 @@ COLUMNS = {
         Column("images/sec, median [range]", rate),
         Column("x first", value("times_first", times)),
         Column("x baseline", value("times_baseline", times)),
-        Column("of a fixed batch", value("of_fixed_batch", percent)),
-        Column("of the fastest product", value("mfu", percent)),
+        Column("of a fixed batch", value("of_fixed_batch", share_percent)),
+        Column("of the fastest product", value("mfu", share_percent)),
         Column("peak memory", value("peak_memory_bytes", memory)),
         Column("warm-up, s", value("warm_up_seconds", seconds)),
     ],
@@ -168,20 +161,20 @@ COLUMNS = {
         Column("bound by", lambda row: "FLOPs" if row["seconds_of_flops"] > row["seconds_of_bytes"] else "bytes"),
         Column("allowed, ms", value("seconds_allowed", milliseconds)),
         Column("taken, ms", value("seconds", milliseconds)),
-        Column("share of limit", value("share_of_limit", percent)),
+        Column("share of limit", value("share_of_limit", share_percent)),
         *(Column(name, of_pass(name)) for name in (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT)),
     ],
     "trace": [
         Column("kind", value("kind"), words=True),
         Column("ms a step", value("ms", "{:,.3f}".format)),
-        Column("share", value("share", percent)),
+        Column("share", value("share", share_percent)),
     ],
     "augmentation": [
         Column("variant", value("variant"), words=True),
         Column("images/sec, median [range]", rate),
         Column("x torchvision", value("times_torchvision", times)),
         Column("x kornia", value("times_kornia", times)),
-        Column("of a copy", value("fraction_of_copy", percent)),
+        Column("of a copy", value("fraction_of_copy", share_percent)),
     ],
     "end_to_end": [
         Column("data", lambda row: f"{row['dataset']}, {count(row['images'])} images", words=True),
@@ -206,7 +199,7 @@ COLUMNS = {
         Column("batch", value("batch_size")),
         Column("parameters", value("parameters", count)),
         Column("test accuracy, last epoch", accuracy),
-        Column("training accuracy (running, augmented images)", value("train_accuracy", accuracy_percent)),
+        Column("training accuracy (running, augmented images)", value("train_accuracy", percent)),
         Column("n", value("n")),
         Column("images/sec", value("images_per_second", count)),
         Column("device", value("device"), words=True),

@@ -174,7 +174,7 @@ def random_batch(shape: Sequence[int], device: torch.device, dtype: torch.dtype)
 
 def arguments(manual: str) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has; `manual` is the script's docstring."""
-    parser = Parser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(manual)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
     parser.add_argument("--quick", action="store_true", help="a smoke run: little data, few repeats, rough numbers")

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.markdown import Column, accuracy_percent, caption, markdown, value
+from bench.markdown import Column, caption, markdown, value
 from fast_cifar.lr_curve import smooth, suggest
+from fast_cifar.system.errors import percent
 
 OCTAVES, DROP, FEWEST = 2.0, 0.05, 4
 RESAMPLES, CONFIDENCE = 2_000, 0.95
@@ -183,7 +184,7 @@ COLUMNS = [
     Column("setting", value("setting"), words=True),
     Column("suggestion [seeds]", suggestion_text),
     Column("best LR", value("best_lr", "{:.3g}".format)),
-    Column("accuracy there", value("best_accuracy", accuracy_percent)),
+    Column("accuracy there", value("best_accuracy", percent)),
     Column("regret of the suggestion, pp [95 %]", regret_text(OURS, with_interval=True)),
     *(Column(rule, regret_text(rule)) for rule in RULES if rule != OURS),
     Column("trainings", runs_text),

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--only", metavar="BENCH,...", help=f"of {','.join(BENCHES)} (default: all for the device)")
     parser.add_argument("--name", help="of the file of results (default: the device)")

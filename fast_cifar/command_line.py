@@ -14,7 +14,16 @@ Options = TypeVar("Options", bound=CommonOptions)
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses abbreviations, and turns a wrong command line into a `UserError` instead of a usage dump."""
+    """Refuses abbreviations, keeps the line breaks of the description, and turns a wrong command line into a
+    `UserError` instead of a usage dump."""
+
+    def __init__(self, description: str, **keywords: Any) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **keywords,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{' '.join(message.splitlines())} (--help lists the options)")
@@ -31,13 +40,7 @@ def parse(options: type[Options], description: str, arguments: Sequence[str] | N
         UserError: an unknown option or a value of the wrong type.
         SystemExit: after `--help`.
     """
-    parser = Parser(
-        usage="%(prog)s [options]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = Parser(description, usage="%(prog)s [options]", argument_default=argparse.SUPPRESS)
     hints = get_type_hints(options)
     groups: dict[str, Any] = {}
     for field in fields(options):

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.system.device import Precision, resolve_precision, synchronize
 from fast_cifar.system.distributed import ALONE, DistributedContext
+from fast_cifar.system.errors import percent
 from fast_cifar.system.progress import progress_bar
 from fast_cifar.train_step import Criterion, TrainStep, memory_format_of
 
@@ -121,7 +122,7 @@ def train_epoch(
                     scheduler.step()
             bar.update()
             if not bar.disable and time.perf_counter() - last_look > LOOK_EVERY:
-                bar.set_postfix_str(f"loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}", refresh=False)
+                bar.set_postfix_str(f"loss {metrics.loss:.4f}, accuracy {percent(metrics.accuracy)}", refresh=False)
                 last_look = time.perf_counter()
             if on_step is not None:
                 on_step(metrics)

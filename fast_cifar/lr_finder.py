@@ -235,7 +235,7 @@ def find_lr(options: RangeTestOptions, *, log: Callable[[str], None] = tqdm.writ
     for note in setup.notes:
         log(note)
     result = sweep(setup, options.seed, options)
-    folder = RunFolder.create_new(options.out, options.name, data)
+    folder = RunFolder.create(options.out, options.name, data)
     folder.write_config(options.replace(name=folder.path.name, **setup.resolved_machine()).as_dict())
     write_range_test(folder, result, setup.title(options.seed, options.repeats))
     for line in _report(result, options):

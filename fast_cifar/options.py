@@ -27,13 +27,10 @@ LR_MIN_DIVISOR = 100  # LRMAX over LRMIN
 LR_START, LR_END, SWEEP_STEPS = 1e-6, 1.0, 118
 RATES = frozenset({"lr_max", "lr_min", "lr_from"})  # options that set the learning rates
 
-SPEEDRUN = {
-    "epochs": 15,
-    "alternate_flips": True,
-    "eval_every": 15,
+PRESETS = {
+    "speedrun": {"epochs": 15, "alternate_flips": True, "eval_every": 15},
+    "assignment": {"weight_decay": 0.0, "label_smoothing": 0.0, "pad_mode": "zeros", "find_lr": True},
 }
-
-ASSIGNMENT = {"weight_decay": 0.0, "label_smoothing": 0.0, "pad_mode": "zeros", "find_lr": True}
 
 DEMO = {
     "data": "synthetic",
@@ -116,11 +113,8 @@ class Options:
         """
         hints = get_type_hints(type(self))
         for f in self.option_fields():
-            value, kinds, choices = (
-                getattr(self, f.name),
-                _kinds(hints[f.name], f),
-                f.metadata["keywords"].get("choices"),
-            )
+            value, kinds = getattr(self, f.name), _kinds(hints[f.name], f)
+            choices = f.metadata["keywords"].get("choices")
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise UserError(f"{flag_of(f.name)} {value!r} is of the wrong type")
             if isinstance(value, (tuple, list)) and not all(isinstance(one, str) for one in value):
@@ -181,7 +175,10 @@ class CommonOptions(Options):
     )
     limit_test: int | None = option("data", None, "test on N images, class-balanced", metavar="N")
     val_split: int | None = option(
-        "data", None, "hold out N training images, class-balanced; they, not the test images, choose best.pt", metavar="N"
+        "data",
+        None,
+        "hold out N training images, class-balanced; they choose best.pt, not the test images",
+        metavar="N",
     )
     batch_size: int = option("data", 512, "images per optimiser step", metavar="N")
     padding: int = option(
@@ -203,8 +200,8 @@ class CommonOptions(Options):
     width: int = option(
         "recipe",
         64,
-        "channels of the first layer; 64 is the recipe's network, 16 trains about ten times as fast on a CPU; the default "
-        "LRMAX was chosen for 64, so a narrower network should use run_train.py --find-lr",
+        "channels of the first layer; 64 is the recipe's network, 16 trains about ten times as fast on a CPU; the "
+        "default LRMAX was chosen for 64, so a narrower network should use run_train.py --find-lr",
         metavar="N",
     )
     seed: int = option("recipe", 0, "seed of the initial weights and of every random choice", metavar="N")
@@ -307,7 +304,7 @@ class TrainOptions(CommonOptions):
         None,
         "speedrun: fewer epochs, for the fewest seconds; assignment: plain Adam, no label smoothing, black padding, "
         "rates from a range test; options given beside it take precedence",
-        choices=("speedrun", "assignment"),
+        choices=tuple(PRESETS),
     )
     demo: bool = option(
         "what to do",
@@ -345,8 +342,7 @@ class TrainOptions(CommonOptions):
 
     def resolved(self) -> Self:
         """These options with nothing left to default. `peak_epoch` stays None in a run of one epoch."""
-        presets = {"speedrun": SPEEDRUN, "assignment": ASSIGNMENT}
-        preset = DEMO if self.demo else presets.get(self.preset, {})
+        preset = DEMO if self.demo else PRESETS.get(self.preset, {})
         given = self.explicit | ({"find_lr"} if self.explicit & RATES else set())  # given rates need no range test
         options = self.replace(**{name: preset[name] for name in preset.keys() - given}, given=self.explicit)
         lr_min, lr_max = options.rates()

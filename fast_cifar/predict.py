@@ -8,14 +8,14 @@ the network's is cropped to its central square and scaled.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fast_cifar.build import eval_loader, limited, to_device
 from fast_cifar.command_line import Parser
@@ -26,8 +26,9 @@ from fast_cifar.data.splits import Split
 from fast_cifar.engine import Evaluation, evaluate
 from fast_cifar.options import TrainOptions
 from fast_cifar.runs import checkpoint as checkpoints
+from fast_cifar.runs.run_folder import predicted_by
 from fast_cifar.system.device import explain_out_of_memory, resolve_device, resolve_precision
-from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.errors import UserError, percent, run_script
 
 
 def predict(
@@ -57,9 +58,9 @@ def predict(
     return contents["classes"], probabilities(evaluation.logits).cpu()
 
 
-def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
+def evaluate_checkpoint(options: TrainOptions, *, log: Callable[[str], None] = tqdm.write) -> Evaluation:
     """Evaluates the checkpoint `options.eval_only` on the test images, with the data and `--tta` of its training unless
-    `options` set others.
+    `options` set others. `log` takes the line for the screen.
 
     Raises:
         UserError: the checkpoint, the data or the device cannot be used, or the classes are not the checkpoint's.
@@ -85,7 +86,12 @@ def evaluate_checkpoint(options: TrainOptions) -> Evaluation:
     test = limited(data.test, options.limit_test)
     loader = eval_loader(test, options.batch_size, device, precision, contents["mean"], contents["std"])
     with explain_out_of_memory(options.batch_size):
-        return evaluate(to_device(model, options, device), loader, precision, tta=options.tta, title="test")
+        result = evaluate(to_device(model, options, device), loader, precision, tta=options.tta, title="test")
+    log(
+        f"test accuracy {percent(result.accuracy)}{predicted_by(contents['options'] | {'tta': options.tta})}: "
+        f"{result.correct} of {result.count} images in {precision.name}, loss {result.loss:.4f}"
+    )
+    return result
 
 
 def network_of(contents: dict[str, Any], path: str | Path) -> CustomResNet:
@@ -109,12 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script(arguments: Sequence[str] | None) -> None:
-    parser = Parser(
-        prog="python -m fast_cifar.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, prog="python -m fast_cifar.predict")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="last.pt or best.pt of a run folder")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -126,7 +127,7 @@ def script(arguments: Sequence[str] | None) -> None:
     for file, row in zip(options.images, probabilities_of, strict=True):
         print(file)
         for probability, index in zip(*row.topk(min(options.top, len(classes))), strict=True):
-            print(f"  {probability:7.2%}  {classes[index]}")
+            print(f"  {percent(probability):>8}  {classes[index]}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ RUN_FOLDER is one of run_train.py, finished or not, with one seed or several (--
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import io
@@ -30,7 +29,7 @@ from fast_cifar.options import RangeTestOptions, TrainOptions
 from fast_cifar.plots import style, training
 from fast_cifar.plots.grids import plain
 from fast_cifar.runs.run_folder import RunFolder, predicted_by
-from fast_cifar.system.errors import UserError, run_script
+from fast_cifar.system.errors import UserError, percent, run_script
 from fast_cifar.system.files import atomic_write, is_number
 
 NAME = "report.html"
@@ -52,7 +51,7 @@ LABELS = {
 }
 MEASURED = ("best_test_accuracy", "train_accuracy", *(name for name in LABELS if re.search("second|bytes|flops", name)))
 FORMATS: dict[str, Callable[[float], str]] = {
-    "accuracy": lambda share: f"{100 * share:.2f} %",
+    "accuracy": percent,
     "loss": "{:.4f}".format,
     "lr": "{:.3g}".format,
     "second": "{:,.0f}".format,
@@ -138,12 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script(arguments: Sequence[str] | None) -> None:
-    parser = Parser(
-        prog="python -m fast_cifar.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, prog="python -m fast_cifar.report")
     folders_help = "of a run, of several seeds or of a range test"
     out_help = f"the page to write, replaced if it exists (default: {NAME} in the run folder; of several, here)"
     parser.add_argument("folders", metavar="RUN_FOLDER", nargs="+", help=folders_help)

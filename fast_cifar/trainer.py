@@ -24,8 +24,8 @@ from fast_cifar.lr_finder import sweep, write_range_test
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.plots import run_images, style
 from fast_cifar.runs import checkpoint, console
-from fast_cifar.runs.run_folder import RunFolder, check_new, new_path, predicted_by
-from fast_cifar.runs.run_state import RunSpec, RunState
+from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
+from fast_cifar.runs.run_state import RunState
 from fast_cifar.runs.stats import summarize
 from fast_cifar.system.device import (
     checkpoint_interval,
@@ -64,7 +64,7 @@ def train(options: TrainOptions, *, on_epoch: OnEpoch | None = None, log: Log = 
     """
     with gradients_enabled(), process_group() as distributed:
         if not distributed.is_main:
-            on_epoch, log = None, _discard
+            on_epoch, log = None, lambda line: None
         if options.resume is not None:
             folder = RunFolder.open(Path(options.resume))
             with _locked(folder, distributed):
@@ -75,7 +75,7 @@ def train(options: TrainOptions, *, on_epoch: OnEpoch | None = None, log: Log = 
                 setup = build_setup(options, distributed, test=options.test)
                 return _train_seeds(setup, options, folder, on_epoch, log)
         setup, options, found = _prepare(options, distributed, log)
-        folder = RunFolder.create_new(options.out, options.name, options.data) if distributed.is_main else None
+        folder = RunFolder.create(options.out, options.name, options.data) if distributed.is_main else None
         folder = distributed.broadcast(folder)
         options = options.replace(name=folder.path.name, **setup.resolved_machine())
         with _locked(folder, distributed), _removed_if_useless(folder, distributed):
@@ -84,10 +84,6 @@ def train(options: TrainOptions, *, on_epoch: OnEpoch | None = None, log: Log = 
                 if found is not None:
                     write_range_test(folder, found, setup.title(options.seed))
             return _train_seeds(setup, options, folder, on_epoch, log)
-
-
-def _discard(line: str) -> None:
-    pass
 
 
 def _locked(folder: RunFolder, distributed: DistributedContext) -> AbstractContextManager[None]:
@@ -185,7 +181,7 @@ def _train_one(
     training: TrainingState, options: TrainOptions, folder: RunFolder, on_epoch: OnEpoch | None, log: Log
 ) -> dict[str, Any]:
     with seeded_run(options.seed, training.setup.device, deterministic=options.deterministic):
-        return Run(RunSpec(training, options, folder, log), on_epoch).train()
+        return Run(training, options, folder, on_epoch, log).train()
 
 
 def _train_several(
@@ -243,13 +239,14 @@ def cycle_steps(options: TrainOptions, steps_per_epoch: int) -> tuple[int, int]:
 class Run:
     """One run, from its first epoch or its last checkpoint to its summary: what surrounds `fit`."""
 
-    def __init__(self, run: RunSpec, on_epoch: OnEpoch | None) -> None:
-        self.training, self.options, self.folder, self.log = run.training, run.options, run.folder, run.log
-        self.setup, self.distributed = run.setup, run.setup.distributed
-        self.steps_per_epoch = len(run.training.loader)
-        self.state = RunState(run, *cycle_steps(run.options, self.steps_per_epoch))
+    def __init__(
+        self, training: TrainingState, options: TrainOptions, folder: RunFolder, on_epoch: OnEpoch | None, log: Log
+    ) -> None:
+        self.training, self.options, self.folder, self.on_epoch, self.log = training, options, folder, on_epoch, log
+        self.setup, self.distributed = training.setup, training.setup.distributed
+        self.steps_per_epoch = len(training.loader)
+        self.state = RunState(training, options, folder, *cycle_steps(options, self.steps_per_epoch))
         self.stop = StopRequest(self.distributed.any_rank)
-        self.on_epoch = on_epoch
         self.history: list[Row] = []
         self.evaluation: Evaluation | None = None  # the last one on the headline's split
         self.save_seconds = 0.0
@@ -258,7 +255,7 @@ class Run:
 
     def train(self) -> dict[str, Any]:
         setup, options, training, progress = self.setup, self.options, self.training, self.state.progress
-        self.state.restore()
+        self.state.restore(self.log)
         history = self.folder.cut_history(progress.epoch) if self.distributed.is_main else []
         self.history = self.distributed.broadcast(history)
         for line in console.opening_lines(setup, options, describe_device(setup.device), self.steps_per_epoch):
@@ -270,8 +267,12 @@ class Run:
         self.started, self.first_epoch, self.first_step = time.perf_counter(), progress.epoch, progress.metrics.steps
         bar = progress_bar(total=options.epochs, initial=progress.epoch, desc="epochs", unit="epoch")
         keep = {self.folder.last: self.folder.previous}
+        evaluators = {split: partial(self._evaluate, split) for split in training.eval_loaders}
+        evaluators.setdefault("test", None)  # with --no-test its fields are null
+        alone = self.distributed.size == 1
+        announcement = "stopping after this step" + ("; interrupt again to stop at once" if alone else "")
         with (
-            stop_on_signal(self.stop, self._announce_stop, patient=self.distributed.size > 1),
+            stop_on_signal(self.stop, partial(self.log, announcement), patient=not alone),
             checkpoint.Writer(setup.device, keep) as writer,
             bar,
         ):
@@ -283,7 +284,7 @@ class Run:
                     epochs=options.epochs,
                     scheduler=self.state.scheduler,
                     step=training.step,
-                    evaluators={split: self._evaluator(split) for split in ("val", "test") if self._reports(split)},
+                    evaluators=evaluators,
                     eval_every=options.eval_every,
                     progress=progress,
                     on_step=partial(self._after_step, writer),
@@ -297,9 +298,6 @@ class Run:
             self.evaluation = self._evaluate(setup.headline)
         summary = self._write_summary(compile_seconds) if self.distributed.is_main else {}
         return self.distributed.broadcast(summary)
-
-    def _announce_stop(self) -> None:
-        self.log("stopping after this step; interrupt again to stop at once")
 
     def _warm_up(self) -> float:
         """Compiles loader and step, if asked to, so that no epoch's throughput contains it; returns the seconds."""
@@ -317,13 +315,6 @@ class Run:
         if self.distributed.size > 1:
             seeds = np.random.SeedSequence([self.options.seed, self.state.progress.epoch + 1, self.distributed.rank])
             torch.manual_seed(int(seeds.generate_state(1)[0]))
-
-    def _reports(self, split: str) -> bool:
-        """Whether rows have the split's fields: those of the test are null where it is not evaluated."""
-        return split == "test" or split in self.training.eval_loaders
-
-    def _evaluator(self, split: str) -> Callable[[], Evaluation] | None:
-        return partial(self._evaluate, split) if split in self.training.eval_loaders else None
 
     def _evaluate(self, split: str) -> Evaluation:
         evaluation = self.training.evaluate(split, tta=self.options.tta, check=self.stop.check)
@@ -358,20 +349,18 @@ class Run:
         if self.distributed.is_main:
             self.folder.append_history(row)
         self.history.append(row)
-        started = time.perf_counter()
-        self._save(writer, self.state.checkpoints(row, last=self._last_is_due(epoch, started)))
-        self.save_seconds += time.perf_counter() - started
+        self._save(writer, self.state.checkpoints(row, last=self._last_is_due(epoch)))
         pace = (time.perf_counter() - self.started) / (epoch - self.first_epoch)
         counts = {split: len(self.setup.split(split)) for split in self.training.eval_loaders}
         self.log(console.epoch_line(row, epochs, counts, pace * (epochs - epoch)))
-        bar.set_postfix_str(console.epoch_glance(row), refresh=False)
         bar.update()
         if self.on_epoch is not None:
             self.on_epoch(dict(row))
         self._seed_dropout()
 
-    def _last_is_due(self, epoch: int, now: float) -> bool:
+    def _last_is_due(self, epoch: int) -> bool:
         """Whether last.pt is written after this epoch: not as often as a fast GPU finishes one. All processes agree."""
+        now = time.perf_counter()
         due = epoch == self.options.epochs or now - self.last_saved >= checkpoint_interval(self.setup.device)
         self.last_saved = now if due else self.last_saved
         return self.distributed.broadcast(due)
@@ -388,7 +377,9 @@ class Run:
 
     def _save(self, writer: checkpoint.Writer, checkpoints: dict[Path, dict[str, Any]]) -> None:
         if self.distributed.is_main:
+            started = time.perf_counter()
             writer.save(checkpoints)
+            self.save_seconds += time.perf_counter() - started
 
     def _write_summary(self, compile_seconds: float) -> dict[str, Any]:
         """Draws and writes what a finished run has; the summary last: a run folder with a summary is complete."""
@@ -422,9 +413,7 @@ class Run:
                 self.training.model, epochs * self.steps_per_epoch * self.options.batch_size
             ),
         }
-        title, split = setup.title(self.options.seed), {"val": "validation"}.get(setup.headline, "test")
-        accuracy = f"{100 * evaluation.accuracy:.2f} %{predicted_by(summary)}"
-        result = f"{split} accuracy {accuracy} after {counted(epochs, 'epoch')}"
+        title, result = setup.title(self.options.seed), f"{console.headline(summary)} after {counted(epochs, 'epoch')}"
         (cycle,) = self.state.scheduler.lr_lambdas
         lrs = [self.options.lr_max * cycle(step) for step in range(epochs * self.steps_per_epoch)]
         try:

@@ -94,7 +94,7 @@ def test_it_is_committed_with_the_outputs_of_one_run_from_top_to_bottom(notebook
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 8
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     text = "".join(text for cell in cells for text in texts(cell))
-    assert re.search(r"^test accuracy \d\d\.\d\d%", text, re.MULTILINE)
+    assert re.search(r"^test accuracy \d\d\.\d\d %", text, re.MULTILINE)
     assert not re.search(r"[\r\x1b]|\d(it|batch|step|epoch)/s", text)  # of progress bars
     assert NOTEBOOK.stat().st_size < 1.5e6
 

@@ -32,7 +32,9 @@ SOURCE = re.compile(
     r"python |bench/results|\]\((?:docs/)?(?:results|recipe)\.md#|`tests/|https?://|arXiv:|\bcommits? [`(]?[0-9a-f]{7}"
 )
 # Numbers that were chosen, not measured.
-DEFINED = re.compile(r"95 % (?:confidence )?interval|LRMAX = 0\.003|94 % with Adam|all 50,000 images|every five seconds at most")
+DEFINED = re.compile(
+    r"95 % (?:confidence )?interval|LRMAX = 0\.003|94 % with Adam|all 50,000 images|every five seconds at most"
+)
 ESTIMATES = "**Every duration and speed on it is an estimate, not a measurement.**"  # a page without measurements
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fast_cifar.options import SPEEDRUN, RangeTestOptions, TrainOptions, flag_of
+from fast_cifar.options import PRESETS, RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.system.errors import UserError
 
 
@@ -142,7 +142,7 @@ def test_the_speedrun_is_the_recipe_but_for_what_it_changes_and_what_was_given()
     assert fast.pop("ema") == 0.5 != plain.pop("ema")
     assert fast["epochs"] < plain["epochs"]
     changed = {name for name in plain if fast[name] != plain[name]}
-    assert changed == {"preset", "peak_epoch"} | SPEEDRUN.keys()
+    assert changed == {"preset", "peak_epoch"} | PRESETS["speedrun"].keys()
 
 
 def test_every_option_is_written_as_json():

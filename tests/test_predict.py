@@ -112,8 +112,10 @@ def test_evaluating_a_checkpoint_finds_what_training_found(options, quick, folde
     assert ("weights" in checkpoint.load(folder / "last.pt")) == (ema > 0)
     assert "weights" not in checkpoint.load(folder / "best.pt")
     for data in (one.data, "cifar10"):  # the default stands for the data that it was trained on
-        result = evaluate_checkpoint(quick(data=data, eval_only=str(folder / "last.pt")))
+        lines = []
+        result = evaluate_checkpoint(quick(data=data, eval_only=str(folder / "last.pt")), log=lines.append)
         assert result.accuracy == summary["test_accuracy"]
+        assert lines[0].startswith(f"test accuracy {100 * result.accuracy:.2f} %{' (EMA 0.9)' if ema else ''}: ")
         assert result.loss == pytest.approx(summary["test_loss"], rel=1e-5)
 
 

@@ -108,7 +108,8 @@ def test_a_run_prints_a_line_an_epoch_and_its_checkpoint_can_be_tested(run_here,
     accuracy = read_json(tmp_path / "runs/a/summary.json")["test_accuracy"]
     code, output, _ = run_here(run_train.main, "--eval-only", "runs/a/last.pt", *common)
     assert code == 0
-    assert f"/24 ({accuracy:.2%})" in output
+    assert output.startswith(f"test accuracy {100 * accuracy:.2f} %: ")
+    assert " of 24 images in fp32, loss " in output
 
 
 def test_the_line_that_the_range_test_prints_trains(run_here, small_network, class_folder):

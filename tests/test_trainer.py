@@ -1,6 +1,7 @@
 """One run: what it writes, what each option changes, and what a failure leaves behind."""
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -64,6 +65,19 @@ def test_a_long_run_says_once_how_long_it_will_take(options, monkeypatch):
     train(options(epochs=3), log=lines.append)
     (line,) = [line for line in lines if "of training to go" in line]
     assert line == "about 40:00 of training to go for 3 epochs on this machine"  # 8 of 9 steps, the clock read 3 times
+
+
+def test_the_checkpoints_within_an_epoch_count_as_saving_time_too(options, monkeypatch):
+    saves = []
+
+    def slow_save(self, files):
+        saves.append(files)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(checkpoint.Writer, "save", slow_save)
+    summary = train(options(checkpoint_steps=1), log=silent)
+    assert len(saves) == 6  # two within each of the two epochs, and one after it
+    assert summary["save_seconds"] >= 6 * 0.01
 
 
 def test_on_epoch_receives_each_row_of_metrics(options, folder):

@@ -38,15 +38,14 @@ def save(path: Path, contents: dict[str, Any], previous: Path | None = None) -> 
     """Writes a checkpoint that `torch.load(weights_only=True)` can read.
 
     Args:
-        contents: see `load` for the keys.
+        contents: see `load` for the keys; with tensors on the CPU, so that any machine can read it.
         previous: where to keep the file that was at `path`.
 
     Raises:
         UserError: the folder cannot be written to, or is full.
     """
     buffer = io.BytesIO()  # writing to a file, torch would report a full disk without saying so
-    on_cpu = _map_tensors(contents, Tensor.cpu)  # so that any machine can read it
-    torch.save({"format": FORMAT, "network": NETWORK, **on_cpu}, buffer)
+    torch.save({"format": FORMAT, "network": NETWORK, **contents}, buffer)
     with atomic_write(path, previous=previous) as file:
         file.write(buffer.getbuffer())
 
@@ -88,7 +87,7 @@ class Writer:
     def save(self, files: Mapping[Path, dict[str, Any]]) -> None:
         """Queues `files` to be written with the contents they have now; the tensors may change afterwards."""
         self._raise_errors()
-        copies = {path: _map_tensors(contents, _copy_to_cpu) for path, contents in files.items()}
+        copies = {path: _copy_to_cpu(contents) for path, contents in files.items()}
         wait_for_copies = record_work(self._device)
         with self._lock:
             for path, contents in copies.items():
@@ -110,18 +109,14 @@ class Writer:
             write.result()
 
 
-def _copy_to_cpu(tensor: Tensor) -> Tensor:
-    """A copy on the CPU; from CUDA it is asynchronous, in order with the work submitted before and after it."""
-    return tensor.detach().to("cpu", copy=True, non_blocking=tensor.is_cuda)
-
-
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Applies `function` to every tensor in nested dictionaries and lists."""
+def _copy_to_cpu(value: Any) -> Any:
+    """A copy on the CPU of every tensor in nested dictionaries and lists; from CUDA it is asynchronous, in order with
+    the work submitted before and after it."""
     if isinstance(value, Tensor):
-        return function(value)
+        return value.detach().to("cpu", copy=True, non_blocking=value.is_cuda)
     if isinstance(value, dict):
-        return {key: _map_tensors(entry, function) for key, entry in value.items()}
-    return [_map_tensors(entry, function) for entry in value] if isinstance(value, list) else value
+        return {key: _copy_to_cpu(entry) for key, entry in value.items()}
+    return [_copy_to_cpu(entry) for entry in value] if isinstance(value, list) else value
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from fast_cifar.build import Setup
 from fast_cifar.options import TrainOptions
 from fast_cifar.runs.run_folder import predicted_by
-from fast_cifar.system.errors import counted
+from fast_cifar.system.errors import counted, percent
 
 
 def opening_lines(setup: Setup, options: TrainOptions, device_name: str, steps_per_epoch: int) -> list[str]:
@@ -44,42 +44,33 @@ def epoch_line(row: Mapping[str, Any], epochs: int, counts: Mapping[str, int], s
     parts = [
         f"epoch {row['epoch']:>{width}}/{epochs}",
         f"lr {row['lr']:.6f}",
-        f"train {row['train_loss']:.4f} {row['train_accuracy']:.2%}",
+        f"train {row['train_loss']:.4f} {percent(row['train_accuracy'])}",
     ]
     for split, count in counts.items():
         accuracy = row[f"{split}_accuracy"]
         if accuracy is not None:
             correct = round(accuracy * count)
-            parts.append(f"{split} {row[f'{split}_loss']:.4f} {correct}/{count} ({accuracy:.2%})")
+            parts.append(f"{split} {row[f'{split}_loss']:.4f} {correct}/{count} ({percent(accuracy)})")
     if row["test_accuracy"] is not None:
         parts.append(f"gap {100 * (row['train_accuracy'] - row['test_accuracy']):+.2f} pp")
     parts += [f"{row['images_per_second']:,.0f} images/sec", f"{row['seconds']:.1f} s", f"{clock(seconds_left)} left"]
     return " | ".join(parts)
 
 
-def epoch_glance(row: Mapping[str, Any]) -> str:
-    """One epoch in a few words, for the end of a progress bar."""
-    text = f"loss {row['train_loss']:.4f}, train {row['train_accuracy']:.2%}"
-    for split in ("val", "test"):
-        accuracy = row.get(f"{split}_accuracy")
-        text += "" if accuracy is None else f", {split} {accuracy:.2%}"
-    return text
-
-
 def headline(summary: Mapping[str, Any]) -> str:
     """The accuracy that is the result of a run, and how the predictions were made."""
     if summary["test_accuracy"] is None:  # --no-test
-        return f"validation accuracy {summary['val_accuracy']:.2%}{predicted_by(summary)}"
-    return f"test accuracy {summary['test_accuracy']:.2%}{predicted_by(summary)}"
+        return f"validation accuracy {percent(summary['val_accuracy'])}{predicted_by(summary)}"
+    return f"test accuracy {percent(summary['test_accuracy'])}{predicted_by(summary)}"
 
 
 def closing_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
     """The result of one run: the last epoch's accuracy is the headline."""
     peak = summary["peak_memory_bytes"]
     best = summary["best_test_accuracy"]
-    best = "" if best is None else f"best {best:.2%}, "
+    best = "" if best is None else f"best {percent(best)}, "
     return [
-        f"{headline(summary)} after the last epoch ({best}training {summary['train_accuracy']:.2%})",
+        f"{headline(summary)} after the last epoch ({best}training {percent(summary['train_accuracy'])})",
         f"{clock(summary['seconds'])} of training at {summary['images_per_second']:,.0f} images/sec, "
         f"{summary['training_flops'] / 1e15:.3g} PFLOP"
         + (f", {summary['compile_seconds']:.0f} s to warm up and compile" if summary["compile_seconds"] else "")
@@ -92,10 +83,10 @@ def several_line(summary: Mapping[str, Any]) -> str:
     """The result of several runs: mean, 95 % interval of the mean, and spread."""
     split = "validation" if summary.get("test_accuracy", 0) is None else "test"
     if summary["n"] == 1:
-        return f"{split} accuracy {summary['mean']:.2%} (n = 1){predicted_by(summary)}"
+        return f"{split} accuracy {percent(summary['mean'])} (n = 1){predicted_by(summary)}"
     half = (summary["interval"][1] - summary["interval"][0]) / 2
     return (
-        f"{split} accuracy {summary['mean']:.2%} ± {100 * half:.2f} "
+        f"{split} accuracy {percent(summary['mean'])} ± {100 * half:.2f} "
         f"(95 % interval of the mean, n = {summary['n']}, standard deviation {100 * summary['std']:.2f})"
         f"{predicted_by(summary)}"
     )

@@ -46,23 +46,7 @@ class RunFolder:
         self.best = path / "best.pt"
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Creates the folder.
-
-        Raises:
-            UserError: it exists already, or cannot be created.
-        """
-        check_new(path)
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot create the run folder {path}: {error.strerror}; choose another with --out"
-            ) from error
-        return cls(path)
-
-    @classmethod
-    def create_new(cls, out: str, name: str | None, data: str) -> RunFolder:
+    def create(cls, out: str, name: str | None, data: str) -> RunFolder:
         """Creates the folder `new_path`, or the next one if another process has just created that.
 
         Raises:
@@ -71,10 +55,14 @@ class RunFolder:
         while True:
             path = new_path(out, name, data)
             try:
-                return cls.create(path)
-            except UserError:
-                if name is not None or not path.is_dir():
-                    raise
+                path.mkdir(parents=True)
+                return cls(path)
+            except OSError as error:
+                if name is None and os.path.isdir(path):
+                    continue
+                raise UserError(
+                    f"cannot create the run folder {path}: {error.strerror}; choose another --name or --out"
+                ) from error
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fast_cifar.build import Setup, TrainingState
+from fast_cifar.build import TrainingState
 from fast_cifar.engine import EpochMetrics, Progress
 from fast_cifar.optimizer import load_state, one_cycle_scheduler
 from fast_cifar.options import SIZE, TrainOptions, flag_of
@@ -19,31 +18,13 @@ from fast_cifar.system.device import random_state, set_random_state
 from fast_cifar.system.errors import UserError, counted
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """One run of one seed: what it trains, with which options, where it is kept, and where its lines go.
+class RunState:
+    """Weights, optimiser, schedule, and how far a run of one seed has come.
 
-    Attributes:
+    Args:
         training: reset for this run; another run may have used it before.
         options: resolved; `runs` does not matter here.
         folder: exists, with its configuration; a last.pt in it is where the run continues.
-        log: takes each line for the screen.
-    """
-
-    training: TrainingState
-    options: TrainOptions
-    folder: RunFolder
-    log: Callable[[str], None]
-
-    @property
-    def setup(self) -> Setup:
-        return self.training.setup
-
-
-class RunState:
-    """Weights, optimiser, schedule, and how far a run has come.
-
-    Args:
         total_steps, peak_step: of the run's cycle.
 
     Attributes:
@@ -52,47 +33,47 @@ class RunState:
         best: the highest accuracy on the split that chooses best.pt.
     """
 
-    def __init__(self, run: RunSpec, total_steps: int, peak_step: int) -> None:
-        self._run = run
-        self._distributed = run.setup.distributed
-        run.training.reset(run.options.seed)
-        self.scheduler = one_cycle_scheduler(
-            run.training.optimizer, total_steps, peak_step, run.options.lr_min, run.options.lr_max
-        )
-        self.progress = Progress.start(run.setup.device, self._distributed)
+    def __init__(
+        self, training: TrainingState, options: TrainOptions, folder: RunFolder, total_steps: int, peak_step: int
+    ) -> None:
+        self._training, self._options, self._folder = training, options, folder
+        self._setup, self._distributed = training.setup, training.setup.distributed
+        training.reset(options.seed)
+        self.scheduler = one_cycle_scheduler(training.optimizer, total_steps, peak_step, options.lr_min, options.lr_max)
+        self.progress = Progress.start(self._setup.device, self._distributed)
         self.best = -1.0
 
     def checkpoints(self, row: dict[str, Any], *, last: bool) -> dict[Path, dict[str, Any]]:
         """The files to write after the epoch of `row`: best.pt when it is the best so far, then last.pt if wanted."""
-        accuracy = row["val_accuracy" if self._run.setup.val is not None else "test_accuracy"]
+        accuracy = row["val_accuracy" if self._setup.val is not None else "test_accuracy"]
         files = {}
         if accuracy is not None and accuracy > self.best:
             self.best = accuracy
-            files = {self._run.folder.best: self._description()}
+            files = {self._folder.best: self._description()}
         return files | (self.last_checkpoint() if last else {})
 
     def last_checkpoint(self) -> dict[Path, dict[str, Any]]:
         """last.pt: all that the run needs to continue from here as if it had never stopped."""
-        training = self._run.training
+        training = self._training
         contents = {
             "metrics": self.progress.metrics.over_all_processes().state_dict(),
             "best": self.best,
             "optimizer": training.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": training.step.scaler.state_dict(),
-            "random_state": random_state(self._run.setup.device),
+            "random_state": random_state(self._setup.device),
             "steps_per_epoch": len(training.loader),
             "threads": torch.get_num_threads(),
         }
         if training.ema is not None:  # then "model" is the average
             contents["weights"] = training.model.state_dict()
-        return {self._run.folder.last: self._description() | contents}
+        return {self._folder.last: self._description() | contents}
 
     def _description(self) -> dict[str, Any]:
         """The network as it is now, and what one has to know to use it."""
-        training, options = self._run.training, self._run.options.as_dict()
+        training, options = self._training, self._options.as_dict()
         return {
-            "classes": self._run.setup.data.classes,
+            "classes": self._setup.data.classes,
             "mean": list(training.loader.mean),
             "std": list(training.loader.std),
             "size": SIZE,
@@ -101,16 +82,18 @@ class RunState:
             "model": (training.ema or training.model).state_dict(),
         }
 
-    def restore(self) -> None:
+    def restore(self, log: Callable[[str], None]) -> None:
         """Returns to where the last checkpoint was written; without one, nothing changes.
+
+        `log` takes each line for the screen.
 
         Raises:
             UserError: no sound checkpoint is left, or it is one of other images, classes or another network.
         """
-        contents = self._last_checkpoint()
+        contents = self._last_checkpoint(log)
         if contents is None:
             return
-        folder, log = self._run.folder, self._run.log
+        folder = self._folder
         self._check_recipe(contents)
         try:
             self._load(contents)
@@ -119,30 +102,30 @@ class RunState:
         steps = self.progress.metrics.steps
         within = f" and {counted(steps, 'step')}" if steps else ""
         log(f"resuming {folder.path} after epoch {self.progress.epoch}{within}")
-        if self._run.options.deterministic and contents["threads"] != torch.get_num_threads():
+        if self._options.deterministic and contents["threads"] != torch.get_num_threads():
             log(
                 f"--deterministic: the run began with {contents['threads']} threads and continues with "
                 f"{torch.get_num_threads()}, so the numbers may differ in their last bits"
             )
 
-    def _last_checkpoint(self) -> dict[str, Any] | None:
+    def _last_checkpoint(self, log: Callable[[str], None]) -> dict[str, Any] | None:
         """The last sound checkpoint; None before the first. Rank 0 looks, and repairs, before the others read."""
         if self._distributed.is_main:
-            contents = self._sound_checkpoint()
+            contents = self._sound_checkpoint(log)
             self._distributed.broadcast(contents is None)
             return contents
-        return None if self._distributed.broadcast(None) else checkpoint.load_training(self._run.folder.last)
+        return None if self._distributed.broadcast(None) else checkpoint.load_training(self._folder.last)
 
-    def _sound_checkpoint(self) -> dict[str, Any] | None:
+    def _sound_checkpoint(self, log: Callable[[str], None]) -> dict[str, Any] | None:
         """last.pt, or the one before it where that is damaged."""
-        last, previous = self._run.folder.last, self._run.folder.previous
+        last, previous = self._folder.last, self._folder.previous
         try:
             if last.exists():
                 return checkpoint.load_training(last)
         except UserError as damage:
             if not previous.exists():
                 raise
-            self._run.log(f"{damage}; resuming from the checkpoint before it")
+            log(f"{damage}; resuming from the checkpoint before it")
         if not previous.exists():
             return None
         contents = checkpoint.load_training(previous)
@@ -150,8 +133,8 @@ class RunState:
         return contents
 
     def _check_recipe(self, contents: dict[str, Any]) -> None:
-        path, options, loader = self._run.folder.path, self._run.options, self._run.training.loader
-        if contents["classes"] != self._run.setup.data.classes:
+        path, options, loader = self._folder.path, self._options, self._training.loader
+        if contents["classes"] != self._setup.data.classes:
             raise UserError(f"{path} was trained on other classes than those of {options.data}")
         recipe, trained = options.as_dict(), contents["options"]
         for name in recipe.keys() & trained.keys() & TrainOptions.names(resumable=False, recorded=True):
@@ -165,7 +148,7 @@ class RunState:
             raise UserError(f"{path} was trained on other images than those of {options.data}")
 
     def _load(self, contents: dict[str, Any]) -> None:
-        training, device, last = self._run.training, self._run.setup.device, self._run.folder.last
+        training, device, last = self._training, self._setup.device, self._folder.last
         checkpoint.load_weights(training.model, contents["model"], last)
         if training.ema is not None:
             training.ema.reset()

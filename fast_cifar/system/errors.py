@@ -1,8 +1,9 @@
-"""The error that a user can fix, the exit code of a script, and a count as people write it."""
+"""The error that a user can fix, the exit code of a script, and numbers as people write them."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -18,12 +19,18 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def percent(share: float, digits: int = 2) -> str:
+    """ "90.85 %" of 0.9085."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def run_script(script: Callable[[], None]) -> int:
     """Runs a script's body and returns its exit code.
 
     Returns:
         0 done; 2 a `UserError`, printed on standard error as one line that begins `error: `; 130 interrupted by Ctrl-C
-        or SIGTERM. Any other exception passes through: Python prints its traceback and exits with 1.
+        or SIGTERM; 1 nobody reads standard output any more, as in `| head`. Any other exception passes through: Python
+        prints its traceback and exits with 1.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file has each line as soon as it is printed
@@ -37,4 +44,8 @@ def run_script(script: Callable[[], None]) -> int:
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still writes what is buffered
+        print("standard output was closed", file=sys.stderr)
+        return 1
     return 0

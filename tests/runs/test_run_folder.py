@@ -27,17 +27,17 @@ SUMMARY = {
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder.create(tmp_path / "runs" / "a")
+    return RunFolder.create(str(tmp_path / "runs"), "a", "cifar10")
 
 
-def test_an_existing_folder_is_refused_and_resume_suggested(folder):
-    with pytest.raises(UserError, match=r"exists already.*--resume"):
-        RunFolder.create(folder.path)
+def test_an_existing_folder_is_refused(folder):
+    with pytest.raises(UserError, match="File exists; choose another --name"):
+        RunFolder.create(str(folder.path.parent), folder.path.name, "cifar10")
 
 
 def test_a_name_that_is_too_long_is_one_error(tmp_path):
     with pytest.raises(UserError, match="--out"):
-        RunFolder.create(tmp_path / ("x" * 300))
+        RunFolder.create(str(tmp_path), "x" * 300, "cifar10")
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder.open(tmp_path / ("x" * 300))
 

@@ -144,7 +144,7 @@ def test_a_run_of_two_processes_writes_and_prints_everything_once(class_folder, 
     summary = json.loads((folder / "summary.json").read_text())
     checked = [sys.executable, "run_train.py", "--eval-only", str(folder / "last.pt"), "--device", "cpu"]
     alone = subprocess.run([*checked, "--data-dir", str(tmp_path / "data")], check=True, **QUIET).stdout
-    assert f"({summary['test_accuracy']:.2%})" in alone
+    assert f"test accuracy {100 * summary['test_accuracy']:.2f} %: " in alone
     model = torch.load(folder / "last.pt", weights_only=True)["model"]
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in model)
 

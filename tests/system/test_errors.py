@@ -48,3 +48,15 @@ def test_a_line_reaches_a_log_file_when_it_is_printed():
     command = [sys.executable, "-c", script]
     finished = subprocess.run(command, capture_output=True, text=True, check=True, env=buffered)
     assert finished.stdout == "epoch 1\n"
+
+
+def test_a_reader_that_stops_reading_ends_the_script_without_a_traceback():
+    script = "from fast_cifar.system.errors import run_script\n"
+    script += "raise SystemExit(run_script(lambda: [print(line) for line in range(100_000)]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "standard output was closed\n"
+    assert process.returncode == 1
