@@ -201,6 +201,8 @@ COLUMNS = {
         Column("test accuracy, last epoch", accuracy),
         Column("training accuracy (running, augmented images)", value("train_accuracy", percent)),
         Column("n", value("n")),
+        Column("training, min", value("seconds", lambda number: f"{number / 60:.1f}")),
+        Column("PFLOP", value("training_flops", lambda number: f"{number / 1e15:.3g}")),
         Column("images/sec", value("images_per_second", count)),
         Column("device", value("device"), words=True),
         Column("precision", value("precision"), words=True),

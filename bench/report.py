@@ -17,7 +17,7 @@ status is then 1.
 
 bench/results/runs holds a file for each recipe that was trained: {"command", "title", "note", "when", "recipe",
 "summaries"}; title and note are optional, and the summaries are those of its seeds. `--add-run` makes one from a
-finished run folder, of one seed or of several (`--runs`).
+finished run folder, of one seed or of several (`--runs`); where the file is there already, it adds the seeds to it.
 
 README.md, docs/results.md and docs/recipe.md have the tables between two lines, and nothing outside them is touched:
 
@@ -83,7 +83,9 @@ def parse() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="rough numbers, printed and not kept")
     what.add_argument("--tables-only", action="store_true", help="measure nothing")
-    what.add_argument("--add-run", type=Path, metavar="RUN_FOLDER", help="measure nothing; record a finished run")
+    what.add_argument(
+        "--add-run", type=Path, metavar="RUN_FOLDER", help="measure nothing; record a finished run, or more seeds"
+    )
     parser.add_argument("--command", help="the command of --add-run's run; one line each if there were several")
     parser.add_argument("--title", help="name of that run's data (default: as in its summary)")
     parser.add_argument("--note", help="a sentence about that run")
@@ -161,7 +163,7 @@ def add_run(options: argparse.Namespace) -> None:
     """Records a finished run, or each of several seeds, with the command that made it.
 
     Raises:
-        UserError: it is not a run folder, or not finished.
+        UserError: it is not a run folder, or not finished; or the file has other runs than further seeds of this one.
     """
     run = RunFolder.open(options.add_run)
     config = run.config()
@@ -172,6 +174,7 @@ def add_run(options: argparse.Namespace) -> None:
     if None in summaries:
         raise UserError(f"{run.path} is not finished; resume it: python run_train.py --resume {run.path}")
     ended = datetime.fromtimestamp((seeds[-1] / "summary.json").stat().st_mtime).astimezone()
+    path = RESULTS / "runs" / f"{slug(options.name)}.json"
     contents = {
         "command": options.command,
         "title": options.title,
@@ -180,8 +183,34 @@ def add_run(options: argparse.Namespace) -> None:
         "recipe": recipe_text(config),
         "summaries": [{"batch_size": config["batch_size"]} | summary for summary in summaries],
     }
-    write_json(RESULTS / "runs" / f"{slug(options.name)}.json", contents)
+    if path.exists():
+        earlier = read_runs(path)
+        contents["summaries"] = joined(path, earlier, contents)
+        contents |= {name: earlier.get(name) for name in ("title", "note") if contents[name] is None}
+    write_json(path, contents)
     write_tables()
+
+
+def joined(path: Path, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The summaries of the runs in a file and of further seeds of the same recipe.
+
+    Raises:
+        UserError: the recipe, the data or the network is another one, or a seed is there already.
+    """
+
+    def condition(contents: Mapping[str, Any]) -> list[Any]:
+        shared = ("batch_size", "epochs", "dataset", "device", "precision", "parameters")
+        return [contents["recipe"], *(contents["summaries"][0].get(name) for name in shared)]
+
+    if condition(earlier) != condition(later):
+        raise UserError(
+            f"{path} has runs of another recipe, of other data or of another machine; choose another --name"
+        )
+    summaries = [*earlier["summaries"], *later["summaries"]]
+    seeds = [summary["seed"] for summary in summaries]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{path} has a run of the same seed already; delete the file to begin it anew")
+    return summaries
 
 
 def recipe_text(config: Mapping[str, Any]) -> str:

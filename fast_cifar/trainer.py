@@ -251,6 +251,8 @@ class Run:
         self.evaluation: Evaluation | None = None  # the last one on the headline's split
         self.save_seconds = 0.0
         self.last_saved = -math.inf  # when the last.pt of an epoch was, by the clock
+        self.started = 0.0  # when this process began to train, by the clock; and the epochs and steps done by then
+        self.first_epoch = self.first_step = 0
         self.estimated = False  # whether the screen has said how long the run will take
 
     def train(self) -> dict[str, Any]:

@@ -393,6 +393,25 @@ def test_a_run_of_several_seeds_is_added_with_each_of_them(place, quick, tmp_pat
     assert "| Pets | 2 | 8 |" in place.readme.read_text()
 
 
+def test_seeds_trained_one_at_a_time_are_gathered_in_one_file(place, quick, tmp_path, small_network, capsys):
+    def add(folder, *options):
+        return place.run("--add-run", str(tmp_path / folder), "--name", "pets", "--command", "c", *options)
+
+    for seed in (0, 1):
+        train(quick(out=str(tmp_path), name=f"seed-{seed}", seed=seed, epochs=2), log=silent)
+    train(quick(out=str(tmp_path), name="other", seed=2, epochs=2, weight_decay=0.0), log=silent)
+    assert add("seed-0", "--title", "Pets", "--note", "One at a time.") == 0
+    assert add("seed-1") == 0
+    written = place.read("runs/pets.json")
+    assert [summary["seed"] for summary in written["summaries"]] == [0, 1]
+    assert (written["title"], written["note"]) == ("Pets", "One at a time.")
+    assert add("other") == 2
+    assert "another recipe" in capsys.readouterr().err
+    assert add("seed-1") == 2
+    assert "the same seed" in capsys.readouterr().err
+    assert place.read("runs/pets.json") == written
+
+
 def test_an_unfinished_run_is_refused(place, quick, tmp_path, capsys):
     folder = tmp_path / "half"
     folder.mkdir()
