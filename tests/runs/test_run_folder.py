@@ -95,7 +95,7 @@ def test_history_comes_back_in_order(folder):
     assert [row["epoch"] for row in folder.history()] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("end", [b'{"epoch": 2, "tra', b"\xff\xfe\n", b"[1]\n", bytes(50), *JUNK])
+@pytest.mark.parametrize("end", [b'{"epoch": 2, "tra', b"\xff\xfe\n", b"\xef\xbb\xbf{}\n", b"[1]\n", bytes(50), *JUNK])
 def test_a_damaged_line_ends_the_history(folder, end):
     folder.append_history(row(1))
     with (folder / "metrics.jsonl").open("ab") as file:
