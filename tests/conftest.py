@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,20 @@ def run(quick, tmp_path_factory):
     lines = []
     summary = train(quick(out=str(out), name="a", epochs=3), log=lines.append)
     return out / "a", summary, lines
+
+
+@pytest.fixture
+def run_here(monkeypatch, tmp_path, capsys):
+    """Runs a script's `main` in this process and an empty folder: (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+        code = main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

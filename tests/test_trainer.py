@@ -202,11 +202,6 @@ def test_with_no_test_the_validation_accuracy_is_the_headline_and_nothing_else_c
     assert tested["val_accuracy"] == summary["val_accuracy"]
 
 
-def test_no_test_without_a_held_out_split_is_refused(options):
-    with pytest.raises(UserError, match="--no-test leaves nothing to evaluate; .*--val-split"):
-        train(options(test=False), log=silent)
-
-
 def test_the_mixed_precision_that_auto_chose_is_written(options, folder, monkeypatch):
     monkeypatch.setattr("fast_cifar.system.device.has_native_bf16", lambda device: True)
     assert train(options(amp=True), log=silent)["precision"] == "bf16"
