@@ -5,15 +5,14 @@ or its source in the same paragraph, or stands in a generated table of its secti
 """
 
 import re
-from pathlib import Path
 
 import pytest
 
 from bench import report
 from bench.lr_sweep import read_sweep
 from bench.regret import OURS, with_regret
+from tests.helpers.scripts import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SWEEPS = sorted((report.RESULTS / "lr_sweeps").glob("*.json"))
 

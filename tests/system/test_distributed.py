@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from fast_cifar.system.distributed import DistributedContext, process_group
 from fast_cifar.system.errors import UserError
 from tests.helpers.networks import SmallNetwork
 from tests.helpers.runs import rows, rows_without_times
+from tests.helpers.scripts import ROOT
 
-ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 LIMIT = 600  # seconds after which a process counts as hanging
 QUIET = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
