@@ -317,6 +317,7 @@ def test_several_seeds_are_the_single_sweeps_of_each(small_network, options):
     assert together.seeds == [3, 4]
     assert alone[0].losses == alone[0].repeats[0].losses != alone[1].losses
     assert alone[0].suggestion == alone[0].repeats[0].suggestion
+    assert alone[0].divergence == alone[0].repeats[0].divergence
     assert alone[0].lr_max_spread is None
 
 
