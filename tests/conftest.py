@@ -31,11 +31,15 @@ def class_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def quick(class_folder, tmp_path_factory):
+def places(class_folder, tmp_path_factory):
+    """The options of a run or a range test that say where its images, their cache and its device are."""
+    return {"data": str(class_folder), "data_dir": str(tmp_path_factory.mktemp("cache")), "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def quick(places):
     """Options of a run of two epochs, three steps each: `quick(epochs=3, ...)`."""
-    data_dir = tmp_path_factory.mktemp("cache")
-    defaults = {"data": str(class_folder), "data_dir": str(data_dir), "device": "cpu"}
-    return partial(TrainOptions, **defaults, batch_size=8, epochs=2, lr_max=0.001)
+    return partial(TrainOptions, **places, batch_size=8, epochs=2, lr_max=0.001)
 
 
 @pytest.fixture

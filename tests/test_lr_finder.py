@@ -247,16 +247,8 @@ def test_without_matplotlib_a_plot_is_refused_and_the_command_says_what_to_insta
 
 
 @pytest.fixture
-def options(class_folder, tmp_path):
-    return RangeTestOptions(
-        data=str(class_folder),
-        data_dir=str(tmp_path / "data"),
-        out=str(tmp_path / "runs"),
-        name="test",
-        batch_size=8,
-        iters=60,
-        device="cpu",
-    )
+def options(places, tmp_path):
+    return RangeTestOptions(**places, out=str(tmp_path / "runs"), name="test", batch_size=8, iters=60)
 
 
 def test_the_command_writes_a_run_folder_and_says_what_to_do_next(small_network, options, tmp_path, figures):
