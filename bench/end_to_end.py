@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,6 @@ from fast_cifar import TrainOptions, train
 from fast_cifar.data.load import load_dataset
 from fast_cifar.options import DEMO
 from fast_cifar.runs.console import several_line
-from fast_cifar.runs.run_folder import RunFolder
 from fast_cifar.runs.stats import summarize
 from fast_cifar.system.device import resolve_device
 from fast_cifar.system.errors import UserError, run_script
@@ -96,10 +94,10 @@ def measure(recipe: TrainOptions, target: float) -> dict[str, Any]:
             if out not in line:  # the folder is about to vanish
                 tqdm.write(line)
 
+        history: list[dict[str, Any]] = []
         started = time.perf_counter()
-        summary = train(recipe.replace(out=out, name="run"), log=log)
+        summary = train(recipe.replace(out=out, name="run"), on_epoch=history.append, log=log)
         seconds = time.perf_counter() - started
-        history = RunFolder(Path(out) / "run").history()
     return {"batch_size": recipe.batch_size, "compiled": recipe.compile} | make_row(summary, history, seconds, target)
 
 
@@ -109,7 +107,7 @@ def make_row(
     """The numbers of one run: its summary, what its own clocks do not cover, and when it reached the target.
 
     Args:
-        summary, history: the contents of its `summary.json` and `metrics.jsonl`.
+        summary, history: what `train` returned, and each row that it gave `on_epoch`.
         total_seconds: wall-clock time of the whole run.
         target: a test accuracy in 0..1.
     """

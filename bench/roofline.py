@@ -61,9 +61,8 @@ from bench.measure import (
     random_batch,
     save_rows,
 )
-from bench.training import Variant, make_case
+from bench.training import Variant, make_case, random_images
 from fast_cifar.custom_resnet import CustomResNet, layer_rows
-from fast_cifar.data.load import Split
 from fast_cifar.options import SIZE
 from fast_cifar.system.device import Precision, resolve_device, resolve_precision, seeded_run
 from fast_cifar.system.errors import run_script
@@ -216,8 +215,7 @@ def power_of_two(number: int) -> int:
 
 def whole_step(device: torch.device, precision: Precision, batch_size: int) -> Callable[[], int]:
     """A step of the recipe on a fixed batch, neither compiled nor recorded; it returns the number of images."""
-    data = Split(torch.randint(256, (batch_size, SIZE, SIZE, 3), dtype=torch.uint8), torch.randint(10, (batch_size,)))
-    return make_case(Variant(STEP, precision), data, batch_size, device).run
+    return make_case(Variant(STEP, precision), random_images(batch_size), batch_size, device).run
 
 
 def measured_limits(work: Mapping[Any, Work], rates: Mapping[Any, Row]) -> Limits:

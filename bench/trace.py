@@ -33,8 +33,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.markdown import COLUMNS, caption, print_rows, rate
 from bench.measure import arguments, check_counts, environment, interleave, parsed, save_rows
-from bench.training import Variant, step_and_loader
-from fast_cifar.data.load import Split
+from bench.training import Variant, random_images, step_and_loader
 from fast_cifar.loader import DeviceLoader
 from fast_cifar.system.device import (
     Precision,
@@ -107,10 +106,8 @@ def make_step(
     batch_size: int, steps: int, device: torch.device, precision: Precision, *, compile: bool
 ) -> tuple[TrainStep, DeviceLoader]:
     """The recipe's step, warmed up, and a loader with random images for `steps` of them."""
-    images = torch.randint(256, (batch_size * steps, 32, 32, 3), dtype=torch.uint8)
-    data = Split(images, torch.randint(10, (len(images),)))
     variant = Variant("traced", precision, compile=compile, graph=compile)
-    step, loader = step_and_loader(variant, data, batch_size, device)
+    step, loader = step_and_loader(variant, random_images(batch_size * steps), batch_size, device)
     step.warm_up(*next(iter(loader)))
     return step, loader
 

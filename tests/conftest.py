@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,11 +31,15 @@ def class_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def quick(class_folder, tmp_path_factory):
+def places(class_folder, tmp_path_factory):
+    """The options of a run or a range test that say where its images, their cache and its device are."""
+    return {"data": str(class_folder), "data_dir": str(tmp_path_factory.mktemp("cache")), "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def quick(places):
     """Options of a run of two epochs, three steps each: `quick(epochs=3, ...)`."""
-    data_dir = tmp_path_factory.mktemp("cache")
-    defaults = {"data": str(class_folder), "data_dir": str(data_dir), "device": "cpu"}
-    return partial(TrainOptions, **defaults, batch_size=8, epochs=2, lr_max=0.001)
+    return partial(TrainOptions, **places, batch_size=8, epochs=2, lr_max=0.001)
 
 
 @pytest.fixture
@@ -56,6 +61,20 @@ def run(quick, tmp_path_factory):
     lines = []
     summary = train(quick(out=str(out), name="a", epochs=3), log=lines.append)
     return out / "a", summary, lines
+
+
+@pytest.fixture
+def run_here(monkeypatch, tmp_path, capsys):
+    """Runs a script's `main` in this process and an empty folder: (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+        code = main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

@@ -58,12 +58,6 @@ def test_fit_without_a_test_loader_has_null_test_fields_and_continues_where_it_s
     assert progress.epoch == 3
 
 
-def test_fit_evaluates_when_it_is_due_and_always_at_the_end():
-    model = network()
-    rows = fit(model, sgd(model), batches(), epochs=5, test_loader=batches(1), eval_every=3)
-    assert [row["test_loss"] is not None for row in rows] == [False, False, True, False, True]
-
-
 def test_a_skipped_update_does_not_advance_the_schedule():
     model = network()
     optimizer = make_optimizer(model, 0.01)
@@ -106,18 +100,6 @@ def test_test_time_augmentation_averages_an_image_and_its_mirror_image():
     with torch.no_grad():
         expected = (model(data[0][0]) + model(data[0][0].flip(-1))) / 2
     torch.testing.assert_close(evaluate(model, data, FP32, tta=True).logits, expected)
-
-
-def test_epoch_by_epoch_fit_hands_out_what_the_loader_draws_for_it():
-    images = torch.randint(256, (48, 8, 8, 3), dtype=torch.uint8)
-    loader = DeviceLoader(images, torch.arange(48) % 4, 16, train=True, device="cpu", cutout=2, padding=1)
-    trained = []
-    model, progress = network(), Progress.start(torch.device("cpu"))
-    progress.epoch = 2  # as after resuming
-    step = TrainStep(model, sgd(model), FP32, criterion=lambda logits, labels: trained.append(labels) or logits.sum())
-    fit(model, step.optimizer, loader, epochs=4, step=step, progress=progress)
-    expected = [loader.labels[loader.draws(epoch)[0]] for epoch in (2, 3)]
-    assert torch.equal(torch.cat(trained), torch.cat(expected))
 
 
 def test_the_next_epoch_is_drawn_while_the_device_is_still_busy_with_the_present_one(monkeypatch):

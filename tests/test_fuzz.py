@@ -263,30 +263,20 @@ def test_a_damaged_summary_of_a_finished_run_is_used_or_refused(copy_of, without
     assert None in outcomes
 
 
-class Harm:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def test_no_code_in_a_checkpoint_or_cache_is_executed(interrupted, tmp_path, class_folder, quick):
     load_dataset(class_folder, tmp_path / "data")
     [cache] = (tmp_path / "data/cache").iterdir()
     sound = torch.load(interrupted / "last.pt", weights_only=True), torch.load(cache, weights_only=True)
     harm = tmp_path / "harm"
     for key in [*sound[0], "other"]:
-        torch.save(sound[0] | {key: Harm(harm)}, tmp_path / "last.pt")
+        torch.save(sound[0] | {key: fake_cifar.Harm(harm)}, tmp_path / "last.pt")
         with pytest.raises(UserError, match=r"last\.pt is not a readable checkpoint"):
             checkpoint.load_training(tmp_path / "last.pt")
     for key in [*sound[1], "other"]:
-        torch.save(sound[1] | {key: Harm(harm)}, cache)
+        torch.save(sound[1] | {key: fake_cifar.Harm(harm)}, cache)
         assert len(load_dataset(class_folder, tmp_path / "data").train) == 24
     for path in (tmp_path / "last.pt", cache):
-        path.write_bytes(pickle.dumps(Harm(harm)))
+        path.write_bytes(pickle.dumps(fake_cifar.Harm(harm)))
     with pytest.raises(UserError, match=r"last\.pt is not a readable checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
     load_dataset(class_folder, tmp_path / "data")

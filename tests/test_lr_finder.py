@@ -247,16 +247,8 @@ def test_without_matplotlib_a_plot_is_refused_and_the_command_says_what_to_insta
 
 
 @pytest.fixture
-def options(class_folder, tmp_path):
-    return RangeTestOptions(
-        data=str(class_folder),
-        data_dir=str(tmp_path / "data"),
-        out=str(tmp_path / "runs"),
-        name="test",
-        batch_size=8,
-        iters=60,
-        device="cpu",
-    )
+def options(places, tmp_path):
+    return RangeTestOptions(**places, out=str(tmp_path / "runs"), name="test", batch_size=8, iters=60)
 
 
 def test_the_command_writes_a_run_folder_and_says_what_to_do_next(small_network, options, tmp_path, figures):
@@ -317,6 +309,7 @@ def test_several_seeds_are_the_single_sweeps_of_each(small_network, options):
     assert together.seeds == [3, 4]
     assert alone[0].losses == alone[0].repeats[0].losses != alone[1].losses
     assert alone[0].suggestion == alone[0].repeats[0].suggestion
+    assert alone[0].divergence == alone[0].repeats[0].divergence
     assert alone[0].lr_max_spread is None
 
 

@@ -5,13 +5,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.scripts import ROOT
+
 NOTEBOOK = ROOT / "docs" / "assignment.ipynb"
 # Comes after the cell with the settings.
 SMALL = """

@@ -256,14 +256,6 @@ def test_resetting_the_ema_makes_it_the_networks_weights():
     assert flat(ours.state_dict()) == flat(model.state_dict())
 
 
-def test_a_warm_up_leaves_the_ema_unchanged():
-    model = network()
-    ours = WeightEMA(model, 0.5)
-    before = flat(ours.state_dict())
-    TrainStep(model, torch.optim.Adam(model.parameters(), lr=0.1), FP32, ema=ours).warm_up(*batches(1)[0])
-    assert flat(ours.state_dict()) == before
-
-
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, float("nan")])
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match="decay"):

@@ -5,13 +5,12 @@ import inspect
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
 from fast_cifar import DeviceLoader, RangeTestOptions, TrainOptions, augment, range_test
+from tests.helpers.scripts import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = """
     train TrainOptions find_lr RangeTestOptions CustomResNet DeviceLoader one_cycle one_cycle_scheduler load_dataset
     range_test fit evaluate augment predict

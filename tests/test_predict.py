@@ -12,6 +12,7 @@ from fast_cifar.system.errors import UserError
 from fast_cifar.trainer import train
 from tests.helpers.networks import use_small_network
 from tests.helpers.runs import silent
+from tests.helpers.scripts import refused
 
 RED, GREEN = (180, 50, 50), (50, 180, 50)  # cats are red and dogs are green
 
@@ -79,30 +80,20 @@ def test_the_command_prints_the_classes_in_order(best, tmp_path, capsys):
     assert sum(shares) == pytest.approx(100, abs=0.05)
 
 
-def one_error_line(capsys):
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
-
-
-def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
-    assert predict.main([str(tmp_path / "no.pt"), "x.png"]) == 2
-    assert "no.pt" in one_error_line(capsys)
+def test_a_missing_checkpoint_is_one_line(run_here):
+    assert "no.pt" in refused(run_here(predict.main, "no.pt", "x.png"))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image"])
-def test_an_image_that_cannot_be_read_is_named(best, tmp_path, capsys, content):
+def test_an_image_that_cannot_be_read_is_named(best, tmp_path, run_here, content):
     if content is not None:
         (tmp_path / "x.png").write_bytes(content)
-    assert predict.main([best, str(tmp_path / "x.png")]) == 2
-    assert "x.png" in one_error_line(capsys)
+    assert "x.png" in refused(run_here(predict.main, best, "x.png"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["a.pt"], ["a.pt", "x.png", "--what"], ["a.pt", "x.png", "--top", "0"]])
-def test_a_wrong_command_line_is_one_line(arguments, capsys):
-    assert predict.main(arguments) == 2
-    one_error_line(capsys)
+def test_a_wrong_command_line_is_one_line(arguments, run_here):
+    refused(run_here(predict.main, *arguments))
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -1,18 +1,16 @@
-"""Any options, command line, file or history is accepted, or refused in one line that names what is wrong."""
+"""Any options or command line is accepted, or refused in one line that names what is wrong."""
 
 import json
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fast_cifar.command_line import parse
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
-from fast_cifar.runs.run_folder import RunFolder
 from fast_cifar.system.errors import UserError
-from fast_cifar.system.files import atomic_write
 
 
 def refusal(action):
@@ -118,54 +116,3 @@ def test_a_command_line_is_understood_or_refused_in_one_line(arguments, kind):
     with suppress(SystemExit) if "-h" in arguments else nullcontext():
         message = refusal(lambda: parse(kind, "", arguments).check())
         assert message is None or len(message.splitlines()) == 1
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("files")
-
-
-@given(st.lists(st.binary(max_size=5000), max_size=3), st.binary(max_size=100))
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(place, parts, before):
-    path, previous = place / "a", place / "b"
-    path.write_bytes(before)
-    with suppress(ZeroDivisionError), atomic_write(path) as file:
-        file.writelines(parts)
-        raise ZeroDivisionError
-    assert path.read_bytes() == before
-    with atomic_write(path, previous=previous) as file:
-        file.writelines(parts)
-    assert path.read_bytes() == b"".join(parts)
-    assert previous.read_bytes() == before
-    assert sorted(place.iterdir()) == [path, previous]
-
-
-ROW = {
-    "lr": 0.1,
-    "train_loss": 1.0,
-    "train_accuracy": 0.5,
-    "test_loss": None,
-    "test_accuracy": None,
-    "images_per_second": 9.0,
-    "seconds": 1.0,
-    "evaluation_seconds": 0.5,
-}
-lines = st.binary(max_size=60) | st.sampled_from(
-    [b"[]", b"null", b"{}", b'{"epoch": NaN}', b"[" * 5000, b"9" * 5000, b"\xff", b"\xef\xbb\xbf{}"]
-    + [json.dumps({"epoch": epoch} | ROW).encode() for epoch in (1, 2, 3)]
-)
-
-
-@given(st.lists(lines, max_size=5).map(b"\n".join), st.integers(0, 3))
-@example(b"\n".join(json.dumps({"epoch": epoch} | ROW).encode() for epoch in (1, 2, 3)), 3)
-def test_any_bytes_are_a_history_or_refused_by_name(place, contents, epochs):
-    folder = RunFolder(place / "run")
-    folder.path.mkdir(exist_ok=True)
-    (folder / "metrics.jsonl").write_bytes(contents)
-    assert all(isinstance(row, dict) for row in folder.history())
-    message = refusal(lambda: folder.cut_history(epochs))
-    if message is None:
-        assert [row["epoch"] for row in folder.history()] == list(range(1, epochs + 1))
-    else:
-        assert str(folder / "metrics.jsonl") in message
-        assert (folder / "metrics.jsonl").read_bytes() == contents

@@ -27,6 +27,7 @@ from tests.helpers.pages import (
 )
 from tests.helpers.plots import history
 from tests.helpers.runs import read_json
+from tests.helpers.scripts import ROOT, refused
 
 ATTACK = "<script>alert('x')</script>&amp;\""
 
@@ -44,12 +45,16 @@ def any_page(request, tmp_path_factory):
     return report(list(folders.values()) if request.param == "comparison" else [folders[request.param]])
 
 
-def one_error_line(capsys: pytest.CaptureFixture) -> str:
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
+@pytest.fixture
+def refusal(run_here):
+    """The line with which the command refuses these arguments; there is nothing on standard output."""
+
+    def line(*arguments):
+        code, output, errors = run_here(main, *arguments)
+        assert output == ""
+        return refused((code, output, errors))
+
+    return line
 
 
 def test_a_page_is_balanced_shows_no_missing_value_and_refers_to_nothing_outside_itself(any_page):
@@ -135,48 +140,42 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, content) for name, some in DAMAGE.items() for content in some])
-def test_damage_is_one_line_that_names_the_file_and_nothing_is_written(run_folder, capsys, name, content):
-    main([str(run_folder)])
+def test_damage_is_one_line_that_names_the_file_and_nothing_is_written(run_folder, run_here, refusal, name, content):
+    run_here(main, run_folder)
     good = (run_folder / "report.html").read_bytes()
-    capsys.readouterr()
     (run_folder / name).write_bytes(content)
     before = sorted(path.name for path in run_folder.iterdir())
-    assert main([str(run_folder)]) == 2
-    line = one_error_line(capsys)
+    line = refusal(run_folder)
     assert name in line
     assert str(run_folder) in line
     assert sorted(path.name for path in run_folder.iterdir()) == before
     assert (run_folder / "report.html").read_bytes() == good
 
 
-def test_a_truncated_image_is_named(run_folder, capsys):
+def test_a_truncated_image_is_named(run_folder, refusal):
     path = run_folder / "confusion.png"
     path.write_bytes(path.read_bytes()[:-1000])
-    assert main([str(run_folder)]) == 2
-    assert "confusion.png" in one_error_line(capsys)
+    assert "confusion.png" in refusal(run_folder)
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "file"])
-def test_what_is_not_a_run_folder_is_one_line(run_folder, tmp_path, capsys, name):
+def test_what_is_not_a_run_folder_is_one_line(run_folder, tmp_path, refusal, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     before = sorted(tmp_path.rglob("*"))
-    assert main([str(run_folder), str(tmp_path / name), "--out", str(tmp_path / "out.html")]) == 2
-    assert f"{tmp_path / name} is not a run folder" in one_error_line(capsys)
+    assert f"{tmp_path / name} is not a run folder" in refusal(run_folder, tmp_path / name, "--out", "out.html")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "--what"], ["a", "--ou", "x.html"]])
-def test_a_wrong_command_line_is_one_line(arguments, capsys):
-    assert main(arguments) == 2
-    one_error_line(capsys)
+def test_a_wrong_command_line_is_one_line(arguments, refusal):
+    refusal(*arguments)
 
 
 @pytest.mark.parametrize(("out", "error"), [("config.json", "must end in .html"), ("no/report.html", "no/report.html")])
-def test_a_page_that_cannot_be_written_there_is_refused_in_one_line(run_folder, capsys, out, error):
+def test_a_page_that_cannot_be_written_there_is_refused_in_one_line(run_folder, refusal, out, error):
     before = (run_folder / "config.json").read_bytes()
-    assert main([str(run_folder), "--out", str(run_folder / out)]) == 2
-    assert error in one_error_line(capsys)
+    assert error in refusal(run_folder, "--out", run_folder / out)
     assert (run_folder / "config.json").read_bytes() == before
 
 
@@ -194,7 +193,7 @@ def test_it_starts_without_torch_and_matplotlib(run_folder):
         "import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None\n"
         "from fast_cifar.report import main; sys.exit(main(sys.argv[1:]))"
     )
-    subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True, cwd=ROOT)
     assert (run_folder / "report.html").exists()
 
 

@@ -20,8 +20,7 @@ from tests.helpers import fake_cifar
 from tests.helpers.archive_server import Server, resumable
 from tests.helpers.networks import flat
 from tests.helpers.runs import read_json, rows, rows_without_times
-
-ROOT = Path(__file__).parent.parent
+from tests.helpers.scripts import ROOT
 
 # Imports what it needs, says so, waits for its options, and trains the small network.
 WORKER = """

@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,23 +22,14 @@ from bench.augmentation import (
 )
 from fast_cifar.augment import apply, draw
 from fast_cifar.options import CUTOUT
-
-ROOT = Path(__file__).parents[2]
-
-
-def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.augmentation", "--device", "cpu", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def random_images(n: int) -> torch.Tensor:
-    return torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+from tests.helpers.images import random_images, seeded
+from tests.helpers.scripts import ROOT, run_module
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_masked_crop_equals_apply(dtype):
     images = random_images(300)
-    draws = draw(300, generator=torch.Generator().manual_seed(1))
+    draws = draw(300, generator=seeded(1))
     theirs = augment_by_masks(normalise_and_pad(images, dtype), draws).permute(0, 3, 1, 2)
     assert theirs.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(theirs, apply(images, draws, mean=MEAN, std=STD, dtype=dtype, pad_mode="zeros"))
@@ -98,7 +88,7 @@ def test_no_worker_process_outlives_an_interrupted_run(tmp_path):
 
 def test_a_quick_run_writes_every_variant_with_its_ratios(tmp_path):
     path = tmp_path / "results" / "augmentation.json"
-    finished = run_bench("--quick", "--dtype", "float32", "--json", str(path))
+    finished = run_module("bench.augmentation", "--quick", "--device", "cpu", "--dtype", "float32", "--json", path)
     assert finished.returncode == 0, finished.stderr
     written = json.loads(path.read_text())
     assert written["environment"]["dtype"] == "float32"
@@ -115,16 +105,3 @@ def test_a_quick_run_writes_every_variant_with_its_ratios(tmp_path):
         assert 0 < row["min"] <= row["images_per_second"] <= row["max"]
     loader, torchvision = variants["loader, eager"], variants["torchvision v2, one image at a time"]
     assert loader["times_torchvision"] == pytest.approx(loader["images_per_second"] / torchvision["images_per_second"])
-
-
-def test_abbreviated_options_are_refused():
-    finished = run_bench("--qui")
-    assert finished.returncode == 2
-    assert "--qui" in finished.stderr
-
-
-def test_an_unknown_device_is_one_line_and_exit_code_2():
-    finished = run_bench("--device", "abacus")
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("error: ")
-    assert finished.stderr.count("\n") == 1

@@ -90,6 +90,8 @@ def test_a_caption_has_the_device_the_conditions_and_the_command():
     )
     named = device("training", variant("a"), device="cpu (AVX512, 2 threads)", threads=2)
     assert lines(bench_block("training", [named]))[0].count("2 threads") == 1
+    single = device("training", variant("a") | {"repeats": 1}, steps=1)
+    assert "1 step a repeat · 1 interleaved repeat\n" in bench_block("training", [single])
 
 
 def test_there_is_a_table_for_each_device_that_measured_it_and_none_for_another():
@@ -139,22 +141,12 @@ def test_the_accuracy_of_several_seeds_has_its_interval_and_that_of_one_has_none
     assert one["parameters"] == "6,573,120"
 
 
-def test_a_title_takes_the_place_of_the_name_of_the_data():
-    files = [{"command": "a", "title": "CIFAR-10 (JPEG)", "summaries": [summary()]}]
+def test_a_title_takes_the_place_of_the_name_of_the_data_and_date_and_recipe_are_shown_where_they_are_known():
+    files = [{"command": "a", "title": "CIFAR-10 (JPEG)", "recipe": "weight decay 0.5", "summaries": [summary()]}]
     files.append({"command": "b", "when": "2026-11-21T04:12:25+00:00", "summaries": [summary()]})
     titled, plain = table(accuracy_block(files))
-    assert (titled["data"], titled["date"]) == ("CIFAR-10 (JPEG)", "")
-    assert (plain["data"], plain["date"]) == ("cifar10", "2026-11-21")
-
-
-def test_the_recipe_of_a_row_is_in_the_table():
-    files = [{"command": "a", "recipe": "weight decay 0.5", "summaries": [summary()]}]
-    assert [row["recipe"] for row in table(accuracy_block(files))] == ["weight decay 0.5"]
-
-
-def test_one_step_and_one_repeat_are_not_plural():
-    section = device("training", variant("a") | {"repeats": 1}, steps=1)
-    assert "1 step a repeat · 1 interleaved repeat\n" in bench_block("training", [section])
+    assert (titled["data"], titled["date"], titled["recipe"]) == ("CIFAR-10 (JPEG)", "", "weight decay 0.5")
+    assert (plain["data"], plain["date"], plain["recipe"]) == ("cifar10", "2026-11-21", "")
 
 
 def test_the_commands_follow_the_table_of_accuracies():

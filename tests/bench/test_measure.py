@@ -60,11 +60,6 @@ def test_work_is_called_as_often_as_asked_and_counts_the_calls():
     assert len(calls) == 3
 
 
-def test_bytes_count_each_move_and_a_working_set_counts_each_tensor_once():
-    work = Work(lambda: None, traffic=[(10, 1), (100, 3)])
-    assert (work.bytes, work.working_set) == (310, 110)
-
-
 def test_the_peak_is_the_fastest_of_all_arithmetic():
     work = {"a": Work(lambda: None, flops=10), "b": Work(lambda: None, flops=3), "none": Work(lambda: None)}
     rates = {"a": {"images_per_second": 2.0}, "b": {"images_per_second": 7.0}, "none": {"images_per_second": 1000.0}}

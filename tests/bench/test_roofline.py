@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -21,16 +19,17 @@ from bench.roofline import (
     SUM,
     Layer,
     Limits,
+    main,
     make_gaps,
     make_layers,
     make_rows,
     measured_limits,
     memory_traffic,
-    power_of_two,
 )
 from fast_cifar.system.device import Precision
+from fast_cifar.system.errors import run_script
+from tests.helpers.scripts import refused, run_module
 
-ROOT = Path(__file__).parents[2]
 CPU, FP32 = torch.device("cpu"), Precision("cpu", torch.float32)
 CHANNELS = 512  # what has as many numbers, or fewer, is a value for each channel
 TWICE = {"native_batch_norm", "native_batch_norm_backward"}  # the sums need all of the inputs before the results do
@@ -167,19 +166,12 @@ def test_copies_have_every_power_of_two_between_the_working_sets():
         assert one.bytes == (size if name == "copy" else 2 * size)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(1, 1), (1023, 512), (1024, 1024), (1025, 1024)])
-def test_a_power_of_two_is_not_above_the_number(number, expected):
-    assert power_of_two(number) == expected
-
-
-def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.roofline", "--quick", "--device", "cpu", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+QUICK = ("--quick", "--device", "cpu")
 
 
 def test_a_quick_run_writes_each_layer_its_passes_and_the_whole_step(tmp_path):
     path = tmp_path / "roofline.json"
-    finished = run_bench("--batch-size", "2", "3", "--no-amp", "--json", str(path))
+    finished = run_module("bench.roofline", *QUICK, "--batch-size", 2, 3, "--no-amp", "--json", path)
     assert finished.returncode == 0, finished.stderr
     written = json.loads(path.read_text())
     rows = written["rows"]
@@ -202,9 +194,5 @@ def test_a_quick_run_writes_each_layer_its_passes_and_the_whole_step(tmp_path):
     ("options", "named"),
     [(("--batch-size", "512", "0"), "--batch-size 0"), (("--repeats", "0"), "--repeats 0"), (("--rep", "8"), "--rep")],
 )
-def test_a_wrong_option_is_one_line_and_exit_code_2(options, named):
-    finished = run_bench(*options)
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("error: ")
-    assert named in finished.stderr
-    assert finished.stderr.count("\n") == 1
+def test_a_wrong_option_is_one_line_and_exit_code_2(run_here, options, named):
+    assert named in refused(run_here(partial(run_script, main), *QUICK, *options))

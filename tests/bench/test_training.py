@@ -2,11 +2,7 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -21,7 +17,6 @@ from bench.training import (
     Case,
     OnePassBatchNorm2d,
     Variant,
-    baseline_case,
     case_apart,
     flops_per_image,
     make_rows,
@@ -35,8 +30,8 @@ from fast_cifar.data.load import Split
 from fast_cifar.options import TrainOptions
 from fast_cifar.system.device import Precision
 from tests.helpers.devices import needs_cuda
+from tests.helpers.scripts import run_module
 
-ROOT = Path(__file__).parents[2]
 FP32 = Precision("cpu", torch.float32)
 
 
@@ -71,13 +66,6 @@ def test_the_step_is_that_of_the_recipe(small_network, monkeypatch):
 def test_the_arithmetic_is_three_times_that_of_the_forward_pass():
     # 379 million multiply-adds; the first convolution needs no gradient of its input.
     assert flops_per_image() == pytest.approx(3 * 2 * 379e6, rel=0.02)
-
-
-def test_the_baseline_trains_on_whole_batches():
-    images = torch.randint(256, (10, 32, 32, 3), dtype=torch.uint8)
-    case = baseline_case(Split(images, torch.arange(10)), 4, torch.device("cpu"))
-    assert case.run() == 8
-    assert case.warm_up_seconds > 0
 
 
 @needs_cuda
@@ -213,27 +201,9 @@ def test_on_cuda_cudnn_has_its_switch(monkeypatch):
 
 
 def test_a_quick_run_writes_every_variant(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "bench.training",
-        "--quick",
-        "--batch-size",
-        "4",
-        "--steps",
-        "1",
-        "--device",
-        "cpu",
-    ]
     path = tmp_path / "training.json"
-    finished = subprocess.run(
-        [*command, "--json", str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"CXX": "no-such-compiler"},
-    )
+    options = ("--quick", "--device", "cpu", "--batch-size", 4, "--steps", 1, "--json", path)
+    finished = run_module("bench.training", *options, CXX="no-such-compiler")
     assert finished.returncode == 0, finished.stderr
     written = json.loads(path.read_text())
     assert written["environment"]["batch"] == 4
@@ -241,4 +211,5 @@ def test_a_quick_run_writes_every_variant(tmp_path):
     written_rows = {row["variant"]: row for row in written["rows"]}
     assert any(row.get("of_fixed_batch", 0) > 0 for row in written_rows.values())
     assert written_rows[BASELINE]["times_baseline"] == 1
+    assert written_rows[BASELINE]["warm_up_seconds"] > 0
     assert written["environment"]["matmul_tflops"] > 0

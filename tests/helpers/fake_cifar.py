@@ -1,4 +1,5 @@
-"""Tiny archives with the layout and pickle format of the official ones, and a way to make torchvision accept them."""
+"""Tiny archives with the layout and pickle format of the official ones, a way to make torchvision accept them, and a
+pickle that must not be read."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import hashlib
 import io
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,16 @@ def python2_pickle(contents: dict) -> bytes:
         .replace(b"numpy._core", b"numpy.core")
         .replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
     )
+
+
+class Harm:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), "w")
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, archive: bytes, url: str = "http://localhost:9/never") -> None:

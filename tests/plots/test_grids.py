@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from fast_cifar.plots import grids
 from fast_cifar.system.errors import UserError
+from tests.helpers.images import random_images
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 AWKWARD = [
@@ -23,11 +24,6 @@ AWKWARD = [
     "",
     "→ …",
 ]
-
-
-def random_images(*shape: int, seed: int = 0) -> torch.Tensor:
-    """uint8 [*shape, 3]"""
-    return torch.randint(0, 256, (*shape, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -60,7 +56,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_samples_hold_every_image_exactly_once_row_by_row_and_its_name(tmp_path, written):
-    images = random_images(11, 32, 32)
+    images = random_images(11)
     grids.samples(tmp_path / "samples.png", images, NAMES + NAMES[:1])
     grid = pixels(tmp_path / "samples.png")
     found = [places(grid, image, factor=4) for image in images]
@@ -70,7 +66,7 @@ def test_samples_hold_every_image_exactly_once_row_by_row_and_its_name(tmp_path,
 
 
 def test_forty_samples_are_about_1200_pixels_wide(tmp_path):
-    grids.samples(tmp_path / "samples.png", random_images(40, 32, 32), NAMES * 4)
+    grids.samples(tmp_path / "samples.png", random_images(40), NAMES * 4)
     height, width, _ = pixels(tmp_path / "samples.png").shape
     assert 1100 <= width <= 1300
     assert 600 <= height <= 1300
@@ -91,13 +87,13 @@ def test_an_image_larger_than_its_tile_is_shrunk_and_keeps_its_colour(tmp_path):
 
 
 def test_a_view_that_is_not_contiguous_is_drawn_as_it_looks(tmp_path):
-    image = random_images(32, 32).transpose(0, 1)
+    image = random_images(1)[0].transpose(0, 1)
     grids.samples(tmp_path / "samples.png", image[None], ["cat"])
     assert len(places(pixels(tmp_path / "samples.png"), image, factor=4)) == 1
 
 
 def test_augmented_holds_each_original_left_of_its_views_under_titles(tmp_path, written):
-    originals, views = random_images(3, 32, 32, seed=1), random_images(3, 4, 32, 32, seed=2)
+    originals, views = random_images(3, seed=1), random_images(12, seed=2).view(3, 4, 32, 32, 3)
     grids.augmented(tmp_path / "augmented.png", originals, views, NAMES[:3])
     grid = pixels(tmp_path / "augmented.png")
     for original, its_views in zip(originals, views, strict=True):
@@ -111,33 +107,33 @@ def test_augmented_holds_each_original_left_of_its_views_under_titles(tmp_path, 
 
 @pytest.mark.parametrize(("count", "views"), [(1, 1), (1, 0), (0, 0), (0, 3)])
 def test_augmented_works_with_few_images_and_views(tmp_path, count, views):
-    originals, its_views = random_images(count, 32, 32), random_images(count, views, 32, 32)
-    grids.augmented(tmp_path / "a.png", originals, its_views, NAMES[:count])
+    its_views = random_images(count * views).view(count, views, 32, 32, 3)
+    grids.augmented(tmp_path / "a.png", random_images(count), its_views, NAMES[:count])
     assert pixels(tmp_path / "a.png").std() > 0
 
 
 def test_misclassified_says_truth_prediction_and_confidence(tmp_path, written):
     truths, predictions = ["cat", "ship"], ["dog", "automobile"]  # the longest name of CIFAR-10 is not shortened
-    grids.misclassified(tmp_path / "m.png", random_images(2, 32, 32), truths, predictions, [0.934, 1.0])
+    grids.misclassified(tmp_path / "m.png", random_images(2), truths, predictions, [0.934, 1.0])
     arrow = grids._known("→", grids._font(grids.FONT_SIZE))
     assert written[1:] == ["cat", f"{arrow} dog 93 %", "ship", f"{arrow} automobile 100 %"]
 
 
 def test_misclassified_keeps_the_confidence_of_a_long_name(tmp_path, written):
     long = "a most peculiar and unlikely class"
-    grids.misclassified(tmp_path / "m.png", random_images(1, 32, 32), [long], [long], [0.5])
+    grids.misclassified(tmp_path / "m.png", random_images(1), [long], [long], [0.5])
     assert written[1].endswith("…")
     assert written[2].endswith("… 50 %")
 
 
 def test_without_mistakes_the_grid_says_none(tmp_path, written):
-    grids.misclassified(tmp_path / "m.png", random_images(0, 32, 32), [], [], [])
+    grids.misclassified(tmp_path / "m.png", random_images(0), [], [], [])
     assert "none" in written
     assert pixels(tmp_path / "m.png").std() > 0
 
 
 def test_headings_say_whose_images_they_are(tmp_path, written):
-    images, name = random_images(1, 32, 32), "pets\nand more"
+    images, name = random_images(1), "pets\nand more"
     grids.samples(tmp_path / "s.png", images, ["cat"], f"Training images of {name}")
     grids.augmented(tmp_path / "a.png", images, images[:, None], ["cat"], f"Training images of {name}")
     grids.misclassified(tmp_path / "m.png", images, ["cat"], ["dog"], [0.5], f"test images of {name}")
@@ -153,7 +149,7 @@ def test_headings_say_whose_images_they_are(tmp_path, written):
 @pytest.mark.parametrize("fonts", [grids.FONT_FILES, ()], ids=["any font", "Pillow's own"])
 def test_any_class_name_can_be_drawn(tmp_path, monkeypatch, name, fonts):
     monkeypatch.setattr(grids, "FONT_FILES", fonts)
-    image = random_images(1, 32, 32)
+    image = random_images(1)
     grids.samples(tmp_path / "s.png", image, [name])
     grids.augmented(tmp_path / "a.png", image, image[:, None], [name])
     grids.misclassified(tmp_path / "m.png", image, [name], [name], [0.1])
@@ -171,16 +167,9 @@ def test_a_shortened_name_fits(name):
     assert font.getlength(grids._shorten(name, font, 60)) <= 60
 
 
-def test_a_grid_replaces_the_one_before_and_leaves_no_other_file(tmp_path):
-    for seed in (0, 1):
-        grids.samples(tmp_path / "s.png", random_images(1, 32, 32, seed=seed), ["cat"])
-    assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
-    assert len(places(pixels(tmp_path / "s.png"), random_images(32, 32, seed=1), factor=4)) == 1
-
-
 def test_a_failed_write_keeps_the_old_grid_and_leaves_no_other_file(tmp_path, monkeypatch):
     path = tmp_path / "s.png"
-    grids.samples(path, random_images(1, 32, 32), ["cat"])
+    grids.samples(path, random_images(1), ["cat"])
     before = path.read_bytes()
 
     def half_a_grid(self, file, **_):
@@ -189,13 +178,13 @@ def test_a_failed_write_keeps_the_old_grid_and_leaves_no_other_file(tmp_path, mo
 
     monkeypatch.setattr(Image.Image, "save", half_a_grid)
     with pytest.raises(UserError, match="disk full"):
-        grids.samples(path, random_images(1, 32, 32, seed=1), ["dog"])
+        grids.samples(path, random_images(1, seed=1), ["dog"])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["s.png"]
 
 
 def test_a_name_too_few_is_refused_and_nothing_is_written(tmp_path):
-    images = random_images(2, 32, 32)
+    images = random_images(2)
     with pytest.raises(ValueError, match="shorter"):
         grids.samples(tmp_path / "s.png", images, ["cat"])
     with pytest.raises(ValueError, match="shorter"):

@@ -14,10 +14,6 @@ from tests.helpers.plots import CLASSES, SUGGESTION, assert_good, history, matri
 matplotlib = pytest.importorskip("matplotlib")
 
 
-def test_matplotlib_is_found():
-    assert style.matplotlib_available()
-
-
 def test_without_matplotlib_it_is_reported_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not style.matplotlib_available()

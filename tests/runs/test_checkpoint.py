@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, and checked when they are read."""
 
-import pickle
 import threading
 
 import pytest
@@ -52,54 +51,10 @@ def test_what_was_saved_is_loaded(saved, model):
     }
 
 
-def test_plain_torch_reads_it_with_weights_only(saved):
-    assert torch.load(saved, weights_only=True)["epoch"] == 1
-
-
-def test_the_same_contents_give_the_same_bytes(saved, tmp_path, model):
-    checkpoint.save(tmp_path / "other.pt", contents(model))
-    assert (tmp_path / "other.pt").read_bytes() == saved.read_bytes()
-
-
-def write(path, data):
-    path.write_bytes(data)
-    return path
-
-
-def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none\.pt: no such checkpoint"):
-        checkpoint.load(tmp_path / "none.pt")
-
-
 def test_an_empty_checkpoint_is_named(tmp_path):
+    (tmp_path / "x.pt").touch()
     with pytest.raises(UserError, match=r"x\.pt is empty"):
-        checkpoint.load(write(tmp_path / "x.pt", b""))
-
-
-@pytest.mark.parametrize("junk", [b"junk", b"\x80\x02junk", b"PK\x03\x04junk", b"<html>no</html>", bytes(1000)])
-def test_junk_is_named(tmp_path, junk):
-    with pytest.raises(UserError, match=r"x\.pt is not a readable checkpoint"):
-        checkpoint.load(write(tmp_path / "x.pt", junk))
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_checkpoint_is_named(saved, tmp_path, share):
-    data = saved.read_bytes()
-    with pytest.raises(UserError, match=r"x\.pt is not a readable checkpoint"):
-        checkpoint.load(write(tmp_path / "x.pt", data[: int(len(data) * share)]))
-
-
-def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
-    class Harm:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "harm"), "w"))
-
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        checkpoint.load(write(tmp_path / "x.pt", pickle.dumps(Harm())))
-    torch.save({"format": checkpoint.FORMAT, "harm": Harm()}, tmp_path / "y.pt")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        checkpoint.load(tmp_path / "y.pt")
-    assert not (tmp_path / "harm").exists()
+        checkpoint.load(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("other", [[1, 2], {"model": {}}, {"format": "something else"}])
@@ -162,9 +117,9 @@ def test_training_cannot_continue_from_weights_alone(saved):
         checkpoint.load_training(saved)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_an_impossible_file_name_is_refused(name):
-    with pytest.raises(UserError, match="no such checkpoint"):
+@pytest.mark.parametrize("name", ["none.pt", "x" * 300, "a\0b"])
+def test_a_file_that_is_missing_or_cannot_exist_is_named(name):
+    with pytest.raises(UserError, match=f"{name}: no such checkpoint"):
         checkpoint.load(name)
 
 
@@ -186,13 +141,6 @@ def slow_save(monkeypatch):
 
 
 CPU = torch.device("cpu")
-
-
-def test_everything_is_written_when_the_block_ends(tmp_path, model):
-    with checkpoint.Writer(CPU) as writer:
-        for epoch in range(1, 4):
-            writer.save({tmp_path / "last.pt": contents(model) | {"epoch": epoch}})
-    assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
 
 
 def test_training_may_change_the_weights_after_saving(tmp_path, monkeypatch):

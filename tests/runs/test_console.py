@@ -4,6 +4,8 @@ import pytest
 
 from fast_cifar.build import build_setup
 from fast_cifar.runs import console
+from tests.helpers.pages import summary_of
+from tests.helpers.plots import history
 
 ROW = {
     "epoch": 3,
@@ -54,20 +56,10 @@ def test_without_a_test_the_lines_of_an_epoch_have_no_test_and_no_gap():
     assert "gap" not in line
 
 
-SUMMARY = {
-    "peak_memory_bytes": None,
-    "test_accuracy": 0.87,
-    "best_test_accuracy": 0.88,
-    "train_accuracy": 0.9,
-    "seconds": 245.0,
-    "images_per_second": 1234.5,
-    "compile_seconds": 0.0,
-    "training_flops": 2.726e15,
-}
-
-
 def test_the_closing_lines_have_the_last_accuracy_first_then_the_best():
-    first, second, third = console.closing_lines(SUMMARY, "runs/a")
+    summary = summary_of(history(2)) | {"test_accuracy": 0.87, "best_test_accuracy": 0.88, "seconds": 245.0}
+    summary |= {"training_flops": 2.726e15, "compile_seconds": 0.0, "peak_memory_bytes": None}
+    first, second, third = console.closing_lines(summary, "runs/a")
     assert first.startswith("test accuracy 87.00 %")
     assert "best 88.00 %" in first
     assert "4:05" in second
@@ -78,9 +70,9 @@ def test_the_closing_lines_have_the_last_accuracy_first_then_the_best():
 
 
 def test_warm_up_and_peak_memory_are_reported_where_they_are_known():
-    line = console.closing_lines(SUMMARY | {"compile_seconds": 37.2, "peak_memory_bytes": 3 * 2**29}, "runs/a")[1]
+    line = console.closing_lines(summary_of(history(2)) | {"compile_seconds": 37.2}, "runs/a")[1]
     assert "37 s to warm up" in line
-    assert line.endswith("peak memory 1.50 GiB")
+    assert line.endswith("peak memory 3.00 GiB")
 
 
 def test_several_runs_are_a_mean_with_its_interval_and_one_has_none():

@@ -12,7 +12,6 @@ from torch.cuda._utils import _get_device_index
 
 from fast_cifar.system import device as device_module
 from fast_cifar.system.device import (
-    check_compiler,
     checkpoint_interval,
     compiled,
     evaluation_batch_size,
@@ -30,10 +29,6 @@ from fast_cifar.system.errors import UserError
 from tests.helpers.devices import DEVICES, needs_cuda
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
-
-
-def test_the_cpu_is_always_there():
-    assert resolve_device("cpu") == CPU
 
 
 @pytest.mark.parametrize(
@@ -126,12 +121,6 @@ def test_emulated_bf16_does_not_count(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     has_native_bf16(CUDA)
     assert asked == [False]
-
-
-def test_a_missing_compiler_is_named(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match="no-such-compiler"):
-        check_compiler()
 
 
 def test_autocast_computes_in_the_chosen_precision():

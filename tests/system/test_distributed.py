@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,16 +18,16 @@ from fast_cifar.system.distributed import DistributedContext, process_group
 from fast_cifar.system.errors import UserError
 from tests.helpers.networks import SmallNetwork
 from tests.helpers.runs import rows, rows_without_times
+from tests.helpers.scripts import ROOT
 
-ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 LIMIT = 600  # seconds after which a process counts as hanging
 QUIET = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
-def torchrun(processes, *words, **keywords):
+def torchrun(processes, *words):
     command = [*TORCHRUN, f"--nproc-per-node={processes}", *words]
-    return subprocess.Popen(command, **QUIET | {"env": os.environ | {"OMP_NUM_THREADS": "1"}} | keywords)
+    return subprocess.Popen(command, **QUIET, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
 def finished(process):
@@ -40,18 +39,6 @@ def finished(process):
 def options(folder, out, *more):
     places = ["--data", str(folder), "--data-dir", str(out / "data"), "--out", str(out), "--device", "cpu"]
     return ["run_train.py", *places, "--batch-size", "8", "--epochs", "2", "--lr-max", "0.001", *more]
-
-
-def test_without_torchrun_there_is_one_process():
-    with process_group() as distributed:
-        assert distributed == DistributedContext(0, 1)
-        assert distributed.is_main
-        assert distributed.shard(7) == slice(0, 7)
-        assert distributed.broadcast("x") == "x"
-        assert distributed.any_rank(True)
-        assert not distributed.any_rank(False)
-        model = torch.nn.Linear(2, 2)
-        assert distributed.wrap(model) is model
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 1), (10, 3), (7, 4), (4, 4), (10_000, 7)])
@@ -110,8 +97,7 @@ with process_group() as distributed:
 def test_the_gradients_are_those_of_one_process_that_averages_the_slices(tmp_path, compile):
     script = tmp_path / "one_step.py"
     script.write_text(ONE_STEP)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    finished(torchrun(2, str(script), str(tmp_path), *(["compile"] if compile else []), env=environment))
+    finished(torchrun(2, str(script), str(tmp_path), *(["compile"] if compile else [])))
     torch.manual_seed(0)
     model = SmallNetwork()
     generator = torch.Generator().manual_seed(9)
@@ -200,8 +186,7 @@ sys.exit(run_script(lambda: train(options)))
 def test_a_process_that_dies_ends_the_job_with_a_clear_line(class_folder, tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(DIES)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = torchrun(2, str(script), str(class_folder), str(tmp_path / "out"), env=environment)
+    process = torchrun(2, str(script), str(class_folder), str(tmp_path / "out"))
     _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert re.search(r"exitcode\s*: 7\b", errors)

@@ -5,13 +5,23 @@ import json
 import pytest
 
 from fast_cifar.system.errors import UserError
-from fast_cifar.system.files import atomic_write, is_number, read_json, write_json
+from fast_cifar.system.files import atomic_write, read_json, write_json
+
+# What ends the writing of a file, and what comes of it.
+FAILURES = pytest.mark.parametrize(
+    ("failure", "error", "message"),
+    [
+        (OSError("disk full"), UserError, "cannot write .*disk full"),
+        (KeyboardInterrupt("Ctrl-C"), KeyboardInterrupt, "Ctrl-C"),
+    ],
+    ids=["full disk", "interruption"],
+)
 
 
-def fail(path, previous=None):
+def fail(failure, path, previous=None):
     with atomic_write(path, previous=previous) as file:
         file.write(b"half")
-        raise OSError("disk full")
+        raise failure
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -22,9 +32,10 @@ def test_the_file_appears_when_the_block_ends(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_failure_creates_no_file(tmp_path):
-    with pytest.raises(UserError, match="cannot write .*disk full"):
-        fail(tmp_path / "a")
+@FAILURES
+def test_a_failure_creates_no_file(tmp_path, failure, error, message):
+    with pytest.raises(error, match=message):
+        fail(failure, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
@@ -51,11 +62,12 @@ def test_nothing_is_left_where_both_names_are_the_same_file_already(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"new", "b": b"old"}
 
 
-def test_a_failure_changes_neither_the_file_nor_the_previous_one(tmp_path):
+@FAILURES
+def test_a_failure_changes_neither_the_file_nor_the_previous_one(tmp_path, failure, error, message):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
-    with pytest.raises(UserError, match="cannot write .*disk full"):
-        fail(tmp_path / "a", previous=tmp_path / "b")
+    with pytest.raises(error, match=message):
+        fail(failure, tmp_path / "a", previous=tmp_path / "b")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b"}
 
 
@@ -83,13 +95,3 @@ def test_a_json_file_whose_folder_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot create the folder"):
         write_json(tmp_path / "file" / "a.json", {})
-
-
-@pytest.mark.parametrize("value", [0, -1.5, 10**30])
-def test_numbers_are_numbers(value):
-    assert is_number(value)
-
-
-@pytest.mark.parametrize("value", [None, "1", True, [], float("nan"), float("inf"), 10**400])
-def test_other_values_are_not_numbers(value):
-    assert not is_number(value)

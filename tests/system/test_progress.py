@@ -4,15 +4,13 @@ import io
 import subprocess
 import sys
 from itertools import zip_longest
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tqdm import tqdm
 
 from fast_cifar.system.progress import in_notebook, progress_bar
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.scripts import ROOT
 
 
 class Terminal(io.StringIO):
@@ -93,8 +91,3 @@ def test_importing_what_trains_imports_neither_ipython_nor_widgets():
     code = "import sys, fast_cifar.trainer; print({'IPython', 'ipywidgets', 'tqdm.notebook'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("set()\n", "")
-
-
-def test_every_bar_of_the_package_is_made_here():
-    using = [path.name for path in (ROOT / "fast_cifar").rglob("*.py") if "tqdm(" in path.read_text()]
-    assert using == ["progress.py"]
