@@ -206,6 +206,8 @@ def build_setup(options: CommonOptions, distributed: DistributedContext = ALONE,
         notes.append(f"--compile does not work on {device.type}, so this run is not compiled")
     if options.compile:
         check_compiler()
+        if device.type == "cpu":
+            notes.append("--compile has not made a step faster on any CPU that was measured (docs/results.md)")
     if options.batch_size % distributed.size:
         raise UserError(f"--batch-size {options.batch_size} must be a multiple of the {distributed.size} processes")
     if not distributed.is_main:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fast_cifar.system.device import pools_by_maximum
-
 
 class CustomResNet(nn.Module):
     """A PrepLayer, three convolution layers, and residual blocks on the first and the third.
@@ -73,27 +71,9 @@ def conv_bn_relu(in_channels: int, out_channels: int, *, pool: bool = False) -> 
     """conv 3x3 (stride 1, padding 1) -> MaxPool 2, when asked for -> BN -> ReLU."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)]
     if pool:
-        layers.append(MaxPool2())
+        layers.append(nn.MaxPool2d(2))
     layers += [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
-
-
-class MaxPool2(nn.MaxPool2d):
-    """The largest of each 2x2 pixels: [n, c, h, w] to [n, c, h // 2, w // 2].
-
-    Compiled on a CPU it takes another form, with the same values. Only the gradient of pixels that are exactly equal
-    differs: they share it, and otherwise the first has it all.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(kernel_size=2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if not pools_by_maximum(images.device):
-            return super().forward(images)
-        height, width = images.shape[-2] // 2 * 2, images.shape[-1] // 2 * 2
-        corners = [images[..., row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
-        return torch.maximum(torch.maximum(corners[0], corners[1]), torch.maximum(corners[2], corners[3]))
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fast_cifar.custom_resnet import (
     CustomResNet,
-    MaxPool2,
     layer_rows,
     model_summary,
     parameter_count,
@@ -84,28 +83,6 @@ def test_every_parameter_gets_a_gradient(images):
 def test_probabilities_are_the_softmax_in_float32():
     logits = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.bfloat16)
     torch.testing.assert_close(probabilities(logits), torch.softmax(torch.tensor([[1.0, 2.0, 3.0]]), 1))
-
-
-@pytest.mark.parametrize("size", [(32, 32), (8, 6), (7, 5)])
-def test_the_compiled_form_of_pooling_has_the_same_values_and_gradients(monkeypatch, size):
-    generator = seeded(0)
-    images = torch.randn(3, 4, *size, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
-    weights = torch.randn(3, 4, size[0] // 2, size[1] // 2, generator=generator)
-    results = []
-    for compiling in (False, True):
-        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiling=compiling: compiling)
-        pooled = MaxPool2()(images)
-        results.append((pooled, *torch.autograd.grad((pooled * weights).sum(), images)))
-    assert torch.equal(results[0][0], F.max_pool2d(images, 2))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
-def test_equal_pixels_share_the_gradient_of_a_compiled_pooling(monkeypatch):
-    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
-    images = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    MaxPool2()(images).sum().backward()
-    assert images.grad.flatten().tolist() == [0.25] * 4
 
 
 @pytest.mark.parametrize(

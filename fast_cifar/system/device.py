@@ -197,14 +197,6 @@ def prefers_index_select(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def pools_by_maximum(device: torch.device) -> bool:
-    """Whether max-pooling should be written with `torch.maximum`: true in code that is being compiled for a CPU.
-
-    There Inductor's own max-pooling, above all its backward pass, is slower than running without compilation.
-    """
-    return torch.compiler.is_compiling() and device.type == "cpu"
-
-
 def describe_device(device: torch.device) -> str:
     """The device's name for people, such as "NVIDIA H200" or "cpu (AVX512, 2 threads)"."""
     if device.type == "cuda":
