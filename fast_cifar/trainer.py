@@ -140,7 +140,7 @@ def _with_rates_of(options: TrainOptions, log: Log) -> TrainOptions:
     folder = RunFolder.open(Path(options.lr_from))
     lr_min, lr_max = folder.suggested_rates()
     config, recipe = folder.config(), options.as_dict()
-    shared = RangeTestOptions.names(resumable=False, recorded=True) - {"seed", "val_split"}
+    shared = RangeTestOptions.names(resumable=False, recorded=True) - {"seed", "val_split", "limit_test"}
     for name in sorted(shared & recipe.keys() & config.keys()):
         if config[name] != recipe[name]:
             log(f"warning: the range test in {folder.path} had {flag_of(name)} {config[name]}, not {recipe[name]}")

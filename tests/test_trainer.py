@@ -219,7 +219,7 @@ def test_lr_from_takes_the_rates_of_a_range_test_and_warns_of_another_recipe(opt
     narrow = RangeTestOptions(**places, out=str(tmp_path), name="lr", batch_size=8, iters=30, width=8)
     found = find_lr(narrow, log=silent)
     lines = []
-    train(options(lr_max=None, lr_from=str(tmp_path / "lr"), padding=2), log=lines.append)
+    train(options(lr_max=None, lr_from=str(tmp_path / "lr"), padding=2, limit_test=8), log=lines.append)
     config = read_json(folder / "config.json")
     assert (config["lr_min"], config["lr_max"]) == (found.suggestion.lr_min, found.suggestion.lr_max)
     assert sum("warning: the range test in" in line for line in lines) == 2
