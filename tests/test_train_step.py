@@ -62,6 +62,16 @@ def test_mixed_precision_stays_near_full_precision_and_keeps_the_weights_in_floa
     assert {p.dtype for p in mixed.parameters()} == {p.grad.dtype for p in mixed.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_compiled_step_has_the_losses_of_the_eager_one(device):
+    eager, compiled = network(device=device), network(device=device)
+    a, b = step_of(eager), step_of(compiled, compile=True)
+    for batch in batches(device=device):
+        (loss_a, correct_a, _), (loss_b, correct_b, _) = a(*batch), b(*batch)
+        assert loss_b.item() == pytest.approx(loss_a.item(), rel=1e-4)
+        assert correct_b == correct_a
+
+
 def test_warming_up_compiles_and_leaves_no_trace():
     model = network(dropout=0.1)
     average = WeightEMA(model, 0.5)
