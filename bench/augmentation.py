@@ -97,7 +97,6 @@ def loader_case(images: Tensor, device: torch.device, dtype: torch.dtype, *, com
     loader = DeviceLoader(images, labels, BATCH, train=True, device=device, **how)
 
     def run() -> int:
-        loader.set_epoch(loader.epoch + 1)
         return sum(len(batch) for batch, _ in loader)
 
     return run

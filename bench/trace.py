@@ -74,7 +74,7 @@ def main() -> None:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"torch.profiler supports cpu and cuda here, not {device}; use --device cpu")
     if options.compile:
-        check_compiler()
+        check_compiler(device)
     precision = resolve_precision(device, not options.no_amp, "auto")
     batch_size, steps = options.batch_size, 3 if device.type == "cpu" else 20
 

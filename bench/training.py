@@ -288,7 +288,6 @@ def make_case(variant: Variant, data: Split, batch_size: int, device: torch.devi
         print(f"{variant.name}: {step.note}", flush=True)
 
     def run() -> int:
-        loader.set_epoch(loader.epoch + 1)
         batches: Iterable[tuple[Tensor, Tensor]] = loader if variant.loader else [fixed] * len(loader)
         for batch in batches:
             step(*batch)

@@ -205,7 +205,7 @@ def build_setup(options: CommonOptions, distributed: DistributedContext = ALONE,
         options = options.replace(compile=False)
         notes.append(f"--compile does not work on {device.type}, so this run is not compiled")
     if options.compile:
-        check_compiler()
+        check_compiler(device)
         if device.type == "cpu":
             notes.append("--compile has not made a step faster on any CPU that was measured (docs/results.md)")
     if options.batch_size % distributed.size:

@@ -170,7 +170,7 @@ class DeviceLoader:
             yield self._made(make_batch, starts[part], draws[part]), labels[part]
         if self.epoch == epoch:  # unless set_epoch has chosen another one meanwhile
             self.epoch += 1
-        if works_asynchronously(self.labels.device):  # it is still busy with this epoch
+        if self.train and works_asynchronously(self.labels.device):  # it is still busy with this epoch
             self._ahead = {(self.seed, self.epoch): self.draws(self.epoch)}
 
     def batch(self, indices: Tensor, draws: Draws) -> Tensor:

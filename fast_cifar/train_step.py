@@ -172,7 +172,10 @@ class TrainStep:
             try:
                 graph = _StepGraph(self._update, inputs, labels)
             except RuntimeError as error:
-                self.note = f"--compile: there is no CUDA graph, which is slower ({str(error).splitlines()[0]})"
+                cause: BaseException = error
+                while cause.__context__ is not None:  # leaving a failed capture raises an error of its own
+                    cause = cause.__context__
+                self.note = f"--compile: there is no CUDA graph, which is slower ({str(cause).splitlines()[0]})"
                 return
             steps = steps_done(self.optimizer)
             graph.replay(inputs, labels)

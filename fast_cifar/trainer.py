@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fast_cifar.build import Setup, TrainingState, build_setup
 from fast_cifar.custom_resnet import parameter_count, training_flops
-from fast_cifar.engine import EpochMetrics, Evaluation, Row, fit
+from fast_cifar.engine import EpochMetrics, Evaluation, Row, evaluate, fit
 from fast_cifar.lr_curve import RangeTest
 from fast_cifar.lr_finder import sweep, write_range_test
 from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
@@ -35,6 +35,7 @@ from fast_cifar.system.device import (
     peak_memory,
     reset_peak_memory,
     seeded_run,
+    works_asynchronously,
 )
 from fast_cifar.system.distributed import ALONE, DistributedContext, process_group
 from fast_cifar.system.errors import UserError, counted
@@ -302,13 +303,17 @@ class Run:
         return self.distributed.broadcast(summary)
 
     def _warm_up(self) -> float:
-        """Compiles loader and step, if asked to, so that no epoch's throughput contains it; returns the seconds."""
+        """Compiles loader and step, if asked to, and on a GPU lets cuDNN choose algorithms, so that no epoch's time has
+        that in it; returns the seconds."""
         step, started = self.training.step, time.perf_counter()
         if not step.needs_warm_up:
             return 0.0
         step.warm_up(*next(iter(self.training.loader)))
         if step.note:
             self.log(step.note)
+        if works_asynchronously(self.setup.device):  # cuDNN chooses algorithms for each shape of a batch
+            for loader in self.training.eval_loaders.values():
+                evaluate(self.training.model, [next(iter(loader))], self.setup.precision)
         reset_peak_memory(self.setup.device)  # cuDNN's search for algorithms takes more than training does
         return time.perf_counter() - started
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from fast_cifar import train
@@ -18,6 +19,15 @@ from tests.helpers.plots import history
 
 settings.register_profile("the same examples each time", derandomize=True, deadline=None, database=None)
 settings.load_profile("the same examples each time")
+
+
+@pytest.fixture(autouse=True)
+def compiled_anew():
+    """Forgets what a test has compiled: torch keeps eight forms of a function, and any further one would not be
+    compiled at all, silently."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture

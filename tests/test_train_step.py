@@ -181,13 +181,21 @@ def refuse_to_capture(work, device):
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
+def refuse_to_capture_as_torch_does(work, device):
+    try:
+        refuse_to_capture(work, device)
+    finally:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
 @pytest.mark.parametrize(
     ("capture_graph", "reason"),
     [
         (refuse_to_capture, "no CUDA graph, .*not permitted when stream is capturing"),
+        (refuse_to_capture_as_torch_does, "no CUDA graph, .*not permitted when stream is capturing"),
         (lambda work, device: work() or (lambda: None), "CUDA graph does not train"),
     ],
-    ids=["refused", "without effect"],
+    ids=["refused", "refused twice", "without effect"],
 )
 def test_without_a_graph_that_works_the_step_says_why_and_trains(monkeypatch, capture_graph, reason):
     monkeypatch.setattr(train_step, "capture_graph", capture_graph)

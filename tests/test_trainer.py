@@ -1,6 +1,7 @@
 """One run: what it writes, what each option changes, and what a failure leaves behind."""
 
 import itertools
+import shutil
 import time
 
 import pytest
@@ -78,6 +79,16 @@ def test_the_checkpoints_within_an_epoch_count_as_saving_time_too(options, monke
     summary = train(options(checkpoint_steps=1), log=silent)
     assert len(saves) == 6  # two within each of the two epochs, and one after it
     assert summary["save_seconds"] >= 6 * 0.01
+
+
+def test_warming_up_the_evaluation_of_a_gpu_changes_nothing(options, folder, monkeypatch):
+    train(options(val_split=8), log=silent)
+    expected = rows_without_times(folder)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(TrainStep, "needs_warm_up", True)
+    monkeypatch.setattr(trainer, "works_asynchronously", lambda device: True)
+    train(options(val_split=8), log=silent)
+    assert rows_without_times(folder) == expected
 
 
 def test_on_epoch_receives_each_row_of_metrics(options, folder):

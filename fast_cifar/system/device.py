@@ -8,6 +8,7 @@ import platform
 import random
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -135,16 +136,19 @@ def has_compiler() -> bool:
     return shutil.which(_compiler()) is not None
 
 
-def check_compiler() -> None:
+def check_compiler(device: torch.device) -> None:
     """Checks, before any work is done, that `torch.compile` can run.
 
     Raises:
-        UserError: there is no C++ compiler.
+        UserError: there is no C++ compiler, or, on CUDA, no header of Python, with which Triton builds a module.
     """
     if not has_compiler():
         raise UserError(
             f"--compile needs a C++ compiler and {_compiler()!r} is not on the PATH; install it or leave --compile out"
         )
+    header = os.path.join(sysconfig.get_path("include"), "Python.h")
+    if device.type == "cuda" and not os.path.isfile(header):
+        raise UserError(f"--compile needs {header}; install Python's headers (python3-dev) or leave --compile out")
 
 
 def _compiler() -> str:
@@ -243,7 +247,11 @@ def capture_graph(work: Callable[[], None], device: torch.device) -> Callable[[]
         RuntimeError: `work` does something that cannot be captured, such as waiting for the device.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):  # the default stream is the current device's
+    # A capture that fails would leave its own stream as the current one. The default stream would be another device's.
+    with (
+        torch.cuda.stream(torch.cuda.current_stream(device)),
+        torch.cuda.graph(graph, stream=torch.cuda.Stream(device)),
+    ):
         work()
     return graph.replay
 

@@ -12,6 +12,7 @@ from torch.cuda._utils import _get_device_index
 
 from fast_cifar.system import device as device_module
 from fast_cifar.system.device import (
+    check_compiler,
     checkpoint_interval,
     compiled,
     evaluation_batch_size,
@@ -190,3 +191,13 @@ def test_a_random_state_of_the_cpu_is_restored_on_cuda_too():
     before = torch.rand(1)
     set_random_state(state, CUDA)
     assert torch.equal(torch.rand(1), before)
+
+
+def test_compiling_for_cuda_needs_pythons_headers(monkeypatch, tmp_path):
+    monkeypatch.setattr(device_module, "has_compiler", lambda: True)
+    monkeypatch.setattr(device_module.sysconfig, "get_path", lambda name: str(tmp_path))
+    check_compiler(CPU)
+    with pytest.raises(UserError, match="Python.h; install Python's headers"):
+        check_compiler(CUDA)
+    (tmp_path / "Python.h").touch()
+    check_compiler(CUDA)
