@@ -49,9 +49,8 @@ def test_it_runs_from_a_checkout_and_shows_bars_lines_and_figures(notebook, tmp_
     (settings,) = (i for i, cell in enumerate(notebook.cells) if "epochs, width =" in cell.source)
     notebook.cells.insert(settings + 1, nbformat.v4.new_code_cell(SMALL))
     resources = {"metadata": {"path": tmp_path / "docs"}}
-    nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=resources
-    ).execute()  # raises on an error
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
+    client.execute()  # raises on an error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "fast_cifar", "run_train.py", "runs"]
     (training,) = ("".join(texts(cell)) for cell in code_cells(notebook) if "train(TrainOptions" in cell.source)
     assert "\repoch 1/2:   0%" in training  # the bar

@@ -87,7 +87,15 @@ def test_warming_up_the_evaluation_of_a_gpu_changes_nothing(options, folder, mon
     shutil.rmtree(folder)
     monkeypatch.setattr(TrainStep, "needs_warm_up", True)
     monkeypatch.setattr(trainer, "works_asynchronously", lambda device: True)
+    sizes = []
+
+    def recorded(model, batches, precision):
+        sizes.append([len(labels) for _, labels in batches])
+        return engine.evaluate(model, batches, precision)
+
+    monkeypatch.setattr(trainer, "evaluate", recorded)
     train(options(val_split=8), log=silent)
+    assert sizes == [[8], [8]]  # one batch of the held-out images, and one of the test images
     assert rows_without_times(folder) == expected
 
 

@@ -79,6 +79,5 @@ def test_several_runs_are_a_mean_with_its_interval_and_one_has_none():
     line = console.several_line({"n": 3, "mean": 0.92, "std": 0.01, "interval": [0.9, 0.94]})
     assert "92.00 % ± 2.00" in line
     assert "n = 3" in line
-    assert (
-        console.several_line({"n": 1, "mean": 0.92, "std": None, "interval": None}) == "test accuracy 92.00 % (n = 1)"
-    )
+    one = {"n": 1, "mean": 0.92, "std": None, "interval": None}
+    assert console.several_line(one) == "test accuracy 92.00 % (n = 1)"
