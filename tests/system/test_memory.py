@@ -1,6 +1,7 @@
 """Out-of-memory errors of every kind, the peak memory, and memory that is kept between tensors."""
 
 import platform
+import resource
 import subprocess
 import sys
 
@@ -84,9 +85,10 @@ print(0, pathlib.Path("/proc/self/statm").read_text().split()[1])
 def test_a_run_keeps_the_memory_of_freed_tensors_until_it_ends():
     """In a process of its own: one that has once been refused memory allocates in another way."""
     finished = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
-    (outside, before), (inside, kept), (_, after) = (map(int, line.split()) for line in finished.stdout.splitlines())
+    (outside, _), (inside, kept), (_, after) = (map(int, line.split()) for line in finished.stdout.splitlines())
     assert inside < outside / 10
-    assert after - before < (kept - before) / 2
+    # Not against the start: a run also loads parts of torch, whose resident pages are many or few, as files are cached.
+    assert (kept - after) * resource.getpagesize() > 0.9 * 2**26
 
 
 def test_a_run_may_leave_memory_as_it_is_and_other_devices_and_libraries_do(monkeypatch):
