@@ -96,7 +96,7 @@ class Variant:
     """One way to run the recipe's training step.
 
     Attributes:
-        channels: of the batches; those above three are zeros.
+        channels: of the network's input; those above the images' three are zeros.
         one_pass: BatchNorm is `OnePassBatchNorm2d`.
         switch: one of `SWITCHES`, set in a process of its own.
         keep_memory: of the process, see `seeded_run`; without it, the variant has a process of its own.
@@ -206,7 +206,7 @@ def variants(device: torch.device, *, tricks: bool = True) -> tuple[list[Variant
         compared.append(fastest)
     compared.append(replace(fastest, name=f"{name}, loader", loader=True))
     if tricks:
-        compared.append(replace(fastest, name=f"{name}, 8 channels, loader", loader=True, channels=8))
+        compared.append(replace(fastest, name=f"{name}, 8 channels", channels=8))
         compared.append(replace(fastest, name=f"{name}, one-pass BatchNorm", one_pass=True))
         if device.type == "cuda":
             compared += [replace(fastest, name=f"{name}, {switch}", switch=switch) for switch in SWITCHES]
@@ -237,7 +237,6 @@ def step_and_loader(
     options = TrainOptions(batch_size=batch_size, channels_last=variant.channels_last, compile=variant.compile)
     dataset = Dataset("random", train=data, test=None, classes=[str(k) for k in range(10)])
     training = Setup(options, device, variant.precision, dataset, val=None).training_state(LR, graph=variant.graph)
-    training.loader.channels = variant.channels
     with_tricks(training.model, variant)
     return training.step, training.loader
 
@@ -245,18 +244,21 @@ def step_and_loader(
 def with_tricks(model: nn.Module, variant: Variant) -> None:
     """Changes how layers compute, and leaves their parameters where optimiser and checkpoints find them."""
     if variant.channels > 3:
-        next(module for module in model.modules() if isinstance(module, nn.Conv2d)).__class__ = WideInputConv2d
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        first.__class__, first.channels = WideInputConv2d, variant.channels
     for module in model.modules():
         if variant.one_pass and isinstance(module, nn.BatchNorm2d):
             module.__class__ = OnePassBatchNorm2d
 
 
 class WideInputConv2d(nn.Conv2d):
-    """Takes images with more channels than it has weights for; the weights of the others are zeros."""
+    """Computes with `channels` input channels; those of images and weights that it adds are zeros."""
+
+    channels: int
 
     def forward(self, images: Tensor) -> Tensor:
-        more = images.shape[1] - self.in_channels
-        return self._conv_forward(images, F.pad(self.weight, (0, 0, 0, 0, 0, more)), self.bias)
+        added = (0, 0, 0, 0, 0, self.channels - self.in_channels)
+        return self._conv_forward(F.pad(images, added), F.pad(self.weight, added), self.bias)
 
 
 class OnePassBatchNorm2d(nn.BatchNorm2d):

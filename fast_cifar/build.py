@@ -72,10 +72,11 @@ class Setup:
             f"weight decay {options.weight_decay:g}, label smoothing {options.label_smoothing:g}, {whose}"
         )
 
-    def resolved_machine(self) -> dict[str, str]:
-        """The machine options as they were resolved: the device, and the kind of mixed precision if there is one."""
+    def resolved_machine(self) -> dict[str, Any]:
+        """The machine options as this run has them; without mixed precision, its kind stays as it was asked for."""
+        switches = {"compile": self.options.compile, "channels_last": self.options.channels_last}
         mixed = {"amp_dtype": self.precision.name} if self.precision.dtype != torch.float32 else {}
-        return {"device": str(self.device)} | mixed
+        return {"device": str(self.device)} | switches | mixed
 
     def network(self) -> CustomResNet:
         """A new network; its weights are drawn from torch's random state on the CPU, the same for every device."""

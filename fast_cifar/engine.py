@@ -117,7 +117,8 @@ def train_epoch(
             loss, correct, updated = step(inputs, labels)
             metrics.add(loss, correct, len(labels))
             if scheduler is not None:
-                metrics.lr = scheduler.get_last_lr()[0]
+                lr = scheduler.get_last_lr()[0]
+                metrics.lr = lr.clone() if isinstance(lr, Tensor) else lr  # step() may change the tensor
                 if updated:
                     scheduler.step()
             bar.update()
@@ -230,8 +231,8 @@ def make_row(epoch: int, metrics: EpochMetrics, results: Mapping[str, Evaluation
 
     Returns:
         `epoch` (1-based), `lr` (of its last step), `train_loss`, `train_accuracy`; of each split `SPLIT_loss` and
-        `SPLIT_accuracy`, None where it was not evaluated; `images_per_second`, `seconds` (training only). Accuracies
-        are in 0..1.
+        `SPLIT_accuracy`, None where it was not evaluated; `images_per_second`, `seconds` (training only; of an epoch
+        that was interrupted, since it was resumed). Accuracies are in 0..1.
     """
     metrics = metrics.over_all_processes()
     row: Row = {

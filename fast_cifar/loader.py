@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fast_cifar.augment import Draws, check_images, check_options, draw, normalise_and_cut, pad, row_tables
@@ -50,11 +49,10 @@ class DeviceLoader:
             (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498).
         shard: (k, n): hand out the k-th of n equal slices of each batch; for training n must divide `batch_size`.
         padding, cutout, flip, pad_mode: of `fast_cifar.augment`; evaluation ignores them.
-        channels: of the batches, at least 3; those above the images' three are zeros.
 
     Attributes:
         images, labels: the data on the device. `images` is a view of the store, and not contiguous if that is padded.
-        batch_size, padding, cutout, channels, mean, std, epoch: in use (an evaluation loader has padding = cutout = 0).
+        batch_size, padding, cutout, mean, std, epoch: in use (an evaluation loader has padding = cutout = 0).
 
     Memory: N * (H + 2 * padding) * (W + 2 * padding) * 3 bytes, twice with flip: 480 MB for the 50,000 images of CIFAR.
 
@@ -81,7 +79,6 @@ class DeviceLoader:
         pad_mode: str = PAD_MODE,
         alternate_flips: bool = False,
         shard: tuple[int, int] = (0, 1),
-        channels: int = 3,
     ) -> None:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
         _check_data(images, labels, batch_size, train)
@@ -89,15 +86,13 @@ class DeviceLoader:
             raise ValueError(f"batch_size is {batch_size}, which {shard[1]} cannot share equally")
         if seed < 0:
             raise ValueError(f"seed is {seed}, below 0")
-        if channels < 3:
-            raise ValueError(f"channels is {channels}, below 3")
         self.size = (images.shape[1], images.shape[2])
         self.padding, self.cutout, self.flip = (padding, cutout, flip) if train else (0, 0, False)
         check_options(self.size, self.padding, self.cutout, pad_mode, dtype)
         measured = channel_statistics(images) if mean is None or std is None else ()
         self.mean = tuple(map(float, measured[0] if mean is None else mean))
         self.std = tuple(map(float, measured[1] if std is None else std))
-        self.batch_size, self.channels = batch_size, channels
+        self.batch_size = batch_size
         self.train = train
         self.seed = seed
         self.shard = shard
@@ -109,7 +104,7 @@ class DeviceLoader:
         inner = (slice(self.padding, self.padding + side) for side in self.size)
         self.images = self._store[(0, slice(None), *inner)]
         self.labels = labels.to(device)
-        self._make_batch = compiled(_make_batch, self.labels.device) if compile else _make_batch
+        self._cut_batch = compiled(cut_batch, self.labels.device) if compile else cut_batch
         self._ahead: dict[tuple[int, int], tuple[Tensor, Draws]] = {}  # by seed and epoch: the next epoch's, if any
 
     def __len__(self) -> int:
@@ -149,15 +144,15 @@ class DeviceLoader:
         return torch.randint(2, (len(self.labels),), generator=generator) == 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (inputs, labels): dtype [B, channels, H, W] in channels_last, and int64 [B]."""
+        """Yields (inputs, labels): dtype [B, 3, H, W] in channels_last, and int64 [B]."""
         return self.batches()
 
     def batches(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """What iterating yields, beginning with batch `first` of the epoch, 0-based."""
         drawn = self._ahead.pop((self.seed, self.epoch), None) or self.draws(self.epoch)
-        return self._batches(self.epoch, *drawn, first)
+        return self._produce(self.epoch, *drawn, first)
 
-    def _batches(self, epoch: int, permutation: Tensor, draws: Draws, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _produce(self, epoch: int, permutation: Tensor, draws: Draws, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         starts = self._window_starts(permutation, draws)
         labels = self.labels[permutation]
         each = self.batch_size // self.shard[1]
@@ -166,19 +161,18 @@ class DeviceLoader:
             part = slice(begin + before, begin + before + each)
             whole = part.stop <= len(labels)
             # The short batch at the end of an evaluation is not worth a compilation of its own.
-            make_batch = self._make_batch if whole else _make_batch
-            yield self._made(make_batch, starts[part], draws[part]), labels[part]
+            yield self._inputs(starts[part], draws[part], self._cut_batch if whole else cut_batch), labels[part]
         if self.epoch == epoch:  # unless set_epoch has chosen another one meanwhile
             self.epoch += 1
         if self.train and works_asynchronously(self.labels.device):  # it is still busy with this epoch
             self._ahead = {(self.seed, self.epoch): self.draws(self.epoch)}
 
     def batch(self, indices: Tensor, draws: Draws) -> Tensor:
-        """The images `indices`, changed by one of `draws` each: dtype [n, channels, H, W], as iterating yields them."""
-        return self._made(_make_batch, self._window_starts(indices, draws), draws)
+        """The images `indices`, changed by one of `draws` each: dtype [n, 3, H, W], as iterating yields them."""
+        return self._inputs(self._window_starts(indices, draws), draws, cut_batch)
 
-    def _made(self, make_batch: Callable[..., Tensor], starts: Tensor, draws: Draws) -> Tensor:
-        return make_batch(
+    def _inputs(self, starts: Tensor, draws: Draws, cut_batch: Callable[..., Tensor]) -> Tensor:
+        return cut_batch(
             self._store,
             starts,
             draws.cut_y,
@@ -188,7 +182,6 @@ class DeviceLoader:
             self.size[0],
             self.cutout,
             self._dtype,
-            self.channels,
         )
 
     def _window_starts(self, permutation: Tensor, draws: Draws) -> Tensor:
@@ -203,7 +196,7 @@ def _hashed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-def _make_batch(
+def cut_batch(
     store: Tensor,
     starts: Tensor,
     cut_y: Tensor,
@@ -213,16 +206,14 @@ def _make_batch(
     height: int,
     cutout: int,
     dtype: torch.dtype,
-    channels: int,
 ) -> Tensor:
-    """The windows of `store` that begin at the pixels `starts`, normalised and cut: dtype [n, channels, H, W]."""
+    """The windows of `store` that begin at the pixels `starts`, normalised and cut: dtype [n, 3, H, W]."""
     values = len(offset)
     store_values = store.shape[3] * 3
     windows = (store.numel() - (height - 1) * store_values - values) // 3 + 1
     # Every place a window can begin, as a view: [windows, H, 3 * W], of which neighbours overlap.
     every_window = store.as_strided((windows, height, values), (3, store_values, 1))
-    batch = normalise_and_cut(_select(every_window, starts), cut_y, cut_x, offset, scales, cutout, dtype)
-    return batch if channels == 3 else F.pad(batch, (0, 0, 0, 0, 0, channels - 3))
+    return normalise_and_cut(_select(every_window, starts), cut_y, cut_x, offset, scales, cutout, dtype)
 
 
 def _select(windows: Tensor, starts: Tensor) -> Tensor:

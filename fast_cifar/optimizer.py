@@ -77,9 +77,12 @@ def set_rate(group: dict[str, Any], lr: float) -> None:
 
 
 def is_capturable(optimizer: Optimizer) -> bool:
-    """Whether a CUDA graph of `optimizer.step()` would see a changed learning rate and count its steps."""
-    groups = optimizer.param_groups
-    return all(group.get("capturable", False) and isinstance(group["lr"], Tensor) for group in groups)
+    """Whether a CUDA graph of `optimizer.step()` would see a changed learning rate and count its steps, and whether the
+    optimiser's state is that of `create_state`."""
+    return isinstance(optimizer, Adam | AdamW) and all(
+        group["capturable"] and isinstance(group["lr"], Tensor) and not group["amsgrad"]
+        for group in optimizer.param_groups
+    )
 
 
 def create_state(optimizer: Optimizer) -> None:

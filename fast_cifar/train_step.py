@@ -74,7 +74,10 @@ class TrainStep:
         self._device = next(model.parameters()).device
         self._memory_format = memory_format_of(model)
         self._compiled = compile
-        self._wants_graph = compile and graph and precision.device_type == "cuda"
+        self._wants_graph = False
+        if compile and graph and precision.device_type == "cuda":
+            self.note = _why_no_graph(precision, optimizer)
+            self._wants_graph = self.note is None
         self._graph: _StepGraph | None = None
         self._is_warm = False
         network = model if network is None else network
@@ -164,25 +167,29 @@ class TrainStep:
 
     def _record(self, inputs: Tensor, labels: Tensor) -> None:
         """Records a graph of the step, or notes why that is not possible."""
-        if self.scaler.is_enabled():
-            self.note = "--compile: float16 reads its gradient scale after each step, so there is no CUDA graph"
-        elif not is_capturable(self.optimizer):
-            self.note = "--compile: this optimiser cannot be captured, so there is no CUDA graph"
+        try:
+            graph = _StepGraph(self._update, inputs, labels)
+        except RuntimeError as error:
+            cause: BaseException = error
+            while cause.__context__ is not None:  # leaving a failed capture raises an error of its own
+                cause = cause.__context__
+            self.note = f"--compile: there is no CUDA graph, which is slower ({str(cause).splitlines()[0]})"
+            return
+        steps = steps_done(self.optimizer)
+        graph.replay(inputs, labels)
+        if steps_done(self.optimizer) == steps + 1:
+            self._graph = graph
         else:
-            try:
-                graph = _StepGraph(self._update, inputs, labels)
-            except RuntimeError as error:
-                cause: BaseException = error
-                while cause.__context__ is not None:  # leaving a failed capture raises an error of its own
-                    cause = cause.__context__
-                self.note = f"--compile: there is no CUDA graph, which is slower ({str(cause).splitlines()[0]})"
-                return
-            steps = steps_done(self.optimizer)
-            graph.replay(inputs, labels)
-            if steps_done(self.optimizer) == steps + 1:
-                self._graph = graph
-            else:
-                self.note = "--compile: the captured CUDA graph does not train, so the step runs without it, slower"
+            self.note = "--compile: the captured CUDA graph does not train, so the step runs without it, slower"
+
+
+def _why_no_graph(precision: Precision, optimizer: Optimizer) -> str | None:
+    """Why a step of this precision and optimiser cannot be recorded, as far as is known beforehand."""
+    if precision.scales_gradients:
+        return "--compile: float16 reads its gradient scale after each step, so there is no CUDA graph"
+    if not is_capturable(optimizer):
+        return "--compile: this optimiser cannot be captured, so there is no CUDA graph"
+    return None
 
 
 class _StepGraph:

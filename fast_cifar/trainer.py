@@ -297,6 +297,8 @@ class Run:
                 self._check_finite(progress.epoch + 1, [progress.metrics.over_all_processes().loss])
                 self._save(writer, self.state.last_checkpoint())
                 raise KeyboardInterrupt from None
+        if self.distributed.any_rank(self.stop.made):  # after the last step; all is saved
+            raise KeyboardInterrupt
         if self.evaluation is None:
             self.evaluation = self._evaluate(setup.headline)
         summary = self._write_summary(compile_seconds) if self.distributed.is_main else {}

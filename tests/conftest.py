@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import signal
 import sys
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,14 @@ def compiled_anew():
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_handled():
+    """Also where the tests run in a shell's background job, which ignores Ctrl-C; child processes inherit it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

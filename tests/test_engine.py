@@ -58,6 +58,20 @@ def test_fit_without_a_test_loader_has_null_test_fields_and_continues_where_it_s
     assert progress.epoch == 3
 
 
+def test_the_rate_of_an_epochs_last_step_is_kept_where_the_scheduler_hands_out_the_optimizers_own_tensor():
+    model, rate = network(), torch.tensor(8.0)
+
+    class Halving:  # as torch's schedulers before 2.10
+        def get_last_lr(self):
+            return [rate]
+
+        def step(self):
+            rate.div_(2)
+
+    metrics = train_epoch(TrainStep(model, sgd(model), FP32), batches(), Halving())
+    assert metrics.lr == 2 * rate
+
+
 def test_a_skipped_update_does_not_advance_the_schedule():
     model = network()
     optimizer = make_optimizer(model, 0.01)

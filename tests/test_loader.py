@@ -76,19 +76,6 @@ def test_compiled_training_batches_equal_apply(options, device):
     assert_equals_apply(make(device=device, compile=True, **options), epoch=1, **options)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_channels_above_three_are_zeros_and_the_others_as_without_them(dtype, compile, device):
-    wide = make(device=device, dtype=dtype, compile=compile, channels=8)
-    for (inputs, labels), (plain, same) in zip(wide, make(device=device, dtype=dtype), strict=True):
-        assert torch.equal(inputs[:, :3], plain)
-        assert inputs.shape[1] == 8
-        assert not inputs[:, 3:].any()
-        assert inputs.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(labels, same)
-
-
 def test_training_batches_of_oblong_images_equal_apply():
     loader = DeviceLoader(*data(height=20, width=31), BATCH, train=True, device="cpu", cutout=7)
     assert_equals_apply(loader, epoch=0, cutout=7)
@@ -329,7 +316,6 @@ def test_a_channel_that_never_varies_becomes_zero():
         ({"pad_mode": "reflect", "padding": 32}, "mirrored"),
         ({"dtype": torch.int32}, "floating"),
         ({"seed": -1}, "seed"),
-        ({"channels": 2}, "channels"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

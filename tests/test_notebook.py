@@ -20,6 +20,8 @@ data, width, epochs = "synthetic", 8, 2
 options |= {"data": data, "width": width, "limit_train": 960, "batch_size": 32}
 """
 
+PATIENT = {"startup_timeout": 600, "iopub_timeout": 60, "timeout": 600}  # seconds: the machine may be busy
+
 
 @pytest.fixture
 def notebook():
@@ -49,7 +51,7 @@ def test_it_runs_from_a_checkout_and_shows_bars_lines_and_figures(notebook, tmp_
     (settings,) = (i for i, cell in enumerate(notebook.cells) if "epochs, width =" in cell.source)
     notebook.cells.insert(settings + 1, nbformat.v4.new_code_cell(SMALL))
     resources = {"metadata": {"path": tmp_path / "docs"}}
-    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
+    client = nbclient.NotebookClient(notebook, kernel_name="python3", resources=resources, **PATIENT)
     client.execute()  # raises on an error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "fast_cifar", "run_train.py", "runs"]
     (training,) = ("".join(texts(cell)) for cell in code_cells(notebook) if "train(TrainOptions" in cell.source)

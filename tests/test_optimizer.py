@@ -57,9 +57,12 @@ def test_it_is_adam_or_with_decay_adamw_fused_and_on_cuda_capturable(device):
     assert is_capturable(optimizer) is (device == "cuda")
 
 
-def test_a_rate_that_is_a_number_cannot_be_captured():
+def test_neither_a_rate_that_is_a_number_nor_state_of_another_kind_can_be_captured():
     assert not is_capturable(torch.optim.Adam(linear().parameters(), lr=0.1, fused=True, capturable=True))
     assert not is_capturable(torch.optim.Adam(linear().parameters(), lr=torch.tensor(0.1), fused=True))
+    assert not is_capturable(torch.optim.SGD(linear().parameters(), lr=torch.tensor(0.1), fused=True))
+    amsgrad = torch.optim.Adam(linear().parameters(), lr=torch.tensor(0.1), capturable=True, amsgrad=True)
+    assert not is_capturable(amsgrad)
     assert is_capturable(capturable(linear()))
 
 

@@ -219,9 +219,16 @@ def test_a_browser_shows_a_page_as_wide_as_its_window_with_all_images_and_no_err
     frame = f'<iframe srcdoc="{html.escape(instrumented)}" style="width: {width}px; height: 844px; border: 0"></iframe>'
     path = tmp_path / "frame.html"
     path.write_text(f"<!DOCTYPE html><html><body>{frame}</body></html>", "utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--dump-dom", path.as_uri()]
-    shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += [
+        "--enable-logging=stderr",
+        "--log-level=0",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,900",
+        "--dump-dom",
+        path.as_uri(),
+    ]
+    shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=600)
     measured = json.loads(html.unescape(re.search(r'data-measured="([^"]*)"', shown.stdout)[1]))
     assert "CONSOLE" not in shown.stderr
     assert measured["wrong"] == []

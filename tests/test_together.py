@@ -58,7 +58,7 @@ def together() -> Iterator[Callable[..., list[str]]]:
         for worker, of_one in zip(workers, options, strict=True):
             worker.stdin.write(json.dumps(of_one) + "\n")
             worker.stdin.flush()
-        errors = [worker.communicate(timeout=300)[1] for worker in workers]
+        errors = [worker.communicate(timeout=900)[1] for worker in workers]
         return [error if worker.returncode else "" for worker, error in zip(workers, errors, strict=True)]
 
     yield run_all

@@ -69,7 +69,7 @@ def test_the_compiled_step_has_the_losses_of_the_eager_one(device):
     for batch in batches(device=device):
         (loss_a, correct_a, _), (loss_b, correct_b, _) = a(*batch), b(*batch)
         assert loss_b.item() == pytest.approx(loss_a.item(), rel=1e-4)
-        assert correct_b == correct_a
+        assert int(correct_b) == pytest.approx(int(correct_a), abs=1)
 
 
 def test_warming_up_compiles_and_leaves_no_trace():
@@ -135,13 +135,16 @@ def device_of_graph(request):
     return request.param
 
 
-def graphed_step(model, dtype=torch.float32, make=None, **keywords):
+def capturable_adam(parameters):
+    return torch.optim.Adam(parameters, lr=torch.tensor(RATE), fused=True, capturable=True)
+
+
+def graphed_step(model, dtype=torch.float32, **keywords):
     """A step that is recorded on CUDA; elsewhere one that would be."""
     device = next(model.parameters()).device.type
     if device == "cuda":
         return step_of(model, Precision(device, dtype), compile=True, **keywords)
-    adam = torch.optim.Adam(model.parameters(), lr=torch.tensor(RATE), fused=True, capturable=True)
-    step = TrainStep(model, make(model, RATE) if make else adam, Precision(device, dtype), **keywords)
+    step = TrainStep(model, capturable_adam(model.parameters()), Precision(device, dtype), **keywords)
     step._wants_graph = True
     return step
 
@@ -209,15 +212,26 @@ def test_without_a_graph_that_works_the_step_says_why_and_trains(monkeypatch, ca
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("reason", ["cannot be captured", "float16"])
-def test_neither_a_rate_that_is_a_number_nor_float16_is_recorded(recorded, reason):
-    step = graphed_step(network(), make=make_optimizer if reason == "cannot be captured" else None)
-    if reason == "float16":
-        step.scaler = torch.amp.GradScaler("cpu")
-        step.load_scaler({})
+@pytest.mark.parametrize(
+    ("dtype", "make", "reason"),
+    [
+        (torch.float32, partial(torch.optim.SGD, lr=RATE, momentum=0.9), "cannot be captured"),
+        (torch.float32, partial(torch.optim.Adam, lr=RATE), "cannot be captured"),
+        (torch.float16, capturable_adam, "float16"),
+    ],
+    ids=["SGD", "a rate that is a number", "float16"],
+)
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_what_cannot_be_recorded_is_known_before_the_warm_up_which_then_trains_as_without_a_graph(
+    recorded, monkeypatch, dtype, make, reason
+):
+    monkeypatch.setattr(train_step, "compiled", lambda function, device: function)
+    model = network()
+    step = TrainStep(model, make(model.parameters()), Precision("cuda", dtype), compile=True)
+    assert reason in step.note
     step.warm_up(*batches()[0])
     assert not recorded
-    assert reason in step.note
+    assert not step.optimizer.state
 
 
 @torch.no_grad()
@@ -267,10 +281,13 @@ def test_each_recorded_step_does_what_the_eager_one_does_from_the_same_state(dty
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.05), (torch.bfloat16, 0.6)])
-def test_so_does_each_recorded_step_of_the_real_network_in_channels_last(dtype, tolerance, device_of_graph):
+def test_so_does_each_recorded_step_of_the_real_network_in_channels_last(
+    dtype, tolerance, device_of_graph, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = torch.device(device_of_graph)
     data = [(torch.randn(16, 3, 32, 32, device=device), torch.arange(16, device=device) % 10) for _ in range(3)]
-    with seeded_run(0, device, deterministic=True):  # without TF32
+    with seeded_run(0, device, deterministic=True):
         torch.manual_seed(0)
         eager = CustomResNet().to(device, memory_format=torch.channels_last)
         graphed = copy.deepcopy(eager)

@@ -104,7 +104,8 @@ def resolve_precision(device: torch.device, amp: bool, amp_dtype: str) -> Precis
     """Chooses the precision: `amp_dtype` is "auto", "bf16" or "fp16".
 
     "auto" takes bfloat16 where the hardware has it natively, float16 on other CUDA cards, and float32 with a note
-    elsewhere, where reduced precision would be emulated and slower.
+    elsewhere, where reduced precision would be emulated and slower. "bf16" where it is not native has a note, too: a
+    run may have been moved from another GPU.
 
     Raises:
         UserError: float16 on a device that has no gradient scaling.
@@ -113,7 +114,11 @@ def resolve_precision(device: torch.device, amp: bool, amp_dtype: str) -> Precis
         raise UserError(f"--amp-dtype fp16 needs a CUDA device, not {device.type}; use --amp-dtype auto")
     if not amp:
         return Precision(device.type, torch.float32)
-    if amp_dtype == "bf16" or (amp_dtype == "auto" and has_native_bf16(device)):
+    native = has_native_bf16(device)
+    if amp_dtype == "bf16" and not native:
+        note = f"--amp-dtype bf16: {describe_device(device)} has no native bf16 known to torch; emulation is slow"
+        return Precision(device.type, torch.bfloat16, note)
+    if native and amp_dtype in ("auto", "bf16"):
         return Precision(device.type, torch.bfloat16)
     if device.type == "cuda":
         return Precision(device.type, torch.float16)
@@ -340,18 +345,17 @@ def seeded_run(seed: int, device: torch.device, *, deterministic: bool, keep_mem
     Args:
         seed: of the initial weights and of dropout, in [0, 2**63). The loader's draws do not depend on it.
         deterministic: use only algorithms that repeat bit for bit, which is slower. Otherwise cuDNN may try all of its
-            algorithms and keep the fastest, and float32 products on CUDA may use TF32.
+            algorithms and keep the fastest.
         keep_memory: see `memory_kept`.
     """
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    speed = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    benchmark = torch.backends.cudnn.benchmark
     if deterministic:
         # cuBLAS reads this when it creates its first handle.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = (not deterministic,) * 3
+    torch.backends.cudnn.benchmark = not deterministic
     cards = range(torch.cuda.device_count()) if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cards), memory_kept(device) if keep_memory else nullcontext():
@@ -359,7 +363,7 @@ def seeded_run(seed: int, device: torch.device, *, deterministic: bool, keep_mem
             yield
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = speed
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def reset_peak_memory(device: torch.device) -> None:

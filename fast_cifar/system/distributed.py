@@ -8,6 +8,7 @@ the gradients. Only rank 0 writes files and prints.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -147,4 +148,5 @@ def process_group() -> Iterator[DistributedContext]:
             raise
         raise UserError("another process of this job has ended; its own message says why") from error
     finally:
+        gc.collect()  # what still holds the group would keep its threads until Python ends, which can abort the process
         dist.destroy_process_group()

@@ -121,15 +121,18 @@ def test_a_second_load_decodes_nothing_and_gives_the_same(pets, data_dir, decode
     torch.testing.assert_close(second.test.labels, first.test.labels)
 
 
-def rewrite(file: Path) -> None:
-    """Leaves the contents as they are; the time of the last change is a nanosecond later."""
+def rewrite(file: Path, image: Image.Image | None = None) -> None:
+    """Leaves the contents as they are, or has a new image; the time of the last change is a nanosecond later."""
     before = file.stat()
-    file.write_bytes(file.read_bytes())
+    if image is None:
+        file.write_bytes(file.read_bytes())
+    else:
+        image.save(file)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
 
 
 CHANGES = {
-    "an image is edited": lambda pets: Image.fromarray(random_image(9)).save(pets / "test/cat/0000.png"),
+    "an image is edited": lambda pets: rewrite(pets / "test/cat/0000.png", Image.fromarray(random_image(9))),
     "an image is written again": lambda pets: rewrite(pets / "test/cat/0000.png"),
     "an image is added": lambda pets: Image.fromarray(random_image(9)).save(pets / "train/dog/0009.png"),
     "an image is deleted": lambda pets: (pets / "train/dog/0000.jpg").unlink(),

@@ -60,9 +60,9 @@ class InUse(NamedTuple):
         gc.collect()
         with suppress(AttributeError):  # glibc's; it keeps what was freed by many threads, which looks like a leak
             ctypes.CDLL(None).malloc_trim(0)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])  # shared: pages of libraries
         return cls(
-            pages * os.sysconf("SC_PAGE_SIZE") >> 20,
+            (resident - shared) * os.sysconf("SC_PAGE_SIZE") >> 20,
             len(os.listdir("/proc/self/fd")),
             threading.active_count(),
             sum(path.is_file() for path in Path(tempfile.gettempdir()).rglob("*")),

@@ -183,7 +183,7 @@ def test_an_empty_confusion_matrix_is_drawn(png):
     assert_good(png)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:Glyph")
 def test_any_class_name_can_stand_at_the_heat_map(png, figures):
     names = ["Forêt de Fontainebleau, très longue", "猫 🐱", "a\nb", "undecodable \udce9", "$x^$", ""]
     training.confusion(png, matrix(6), names)

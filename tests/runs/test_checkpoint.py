@@ -133,7 +133,7 @@ def slow_save(monkeypatch):
     go, written = threading.Event(), []
 
     def save(path, contents, previous=None):
-        go.wait(10)
+        go.wait(300)
         written.append((path.name, contents["epoch"]))
 
     monkeypatch.setattr(checkpoint, "save", save)
@@ -145,7 +145,7 @@ CPU = torch.device("cpu")
 
 def test_training_may_change_the_weights_after_saving(tmp_path, monkeypatch):
     real, go = checkpoint.save, threading.Event()
-    monkeypatch.setattr(checkpoint, "save", lambda *arguments: go.wait(10) and real(*arguments))
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: go.wait(300) and real(*arguments))
     weights = torch.zeros(3)
     with checkpoint.Writer(CPU) as writer:
         writer.save({tmp_path / "a.pt": {"model": {"w": weights}, "list": [weights]}})

@@ -3,6 +3,8 @@
 import io
 import os
 import random
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -108,6 +110,13 @@ def test_falling_back_to_fp32_has_a_note(monkeypatch):
     assert resolve_precision(CPU, False, "auto").note is None
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_that_is_not_native_has_a_note(monkeypatch, native):
+    monkeypatch.setattr(device_module, "has_native_bf16", lambda device: native)
+    note = resolve_precision(CPU, True, "bf16").note
+    assert note is None if native else "emulation is slow" in note
+
+
 @pytest.mark.parametrize("amp", [True, False])
 def test_fp16_is_refused_where_gradients_cannot_be_scaled(amp):
     with pytest.raises(UserError, match="fp16 needs a CUDA device"):
@@ -152,6 +161,16 @@ def test_the_switches_are_set_inside_and_restored(deterministic):
         assert torch.are_deterministic_algorithms_enabled() is deterministic
         assert torch.backends.cudnn.benchmark is not deterministic
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="before torch 2.9")
+def test_a_run_goes_with_torchs_new_settings_of_tf32_which_refuse_to_be_mixed_with_the_old_ones():
+    program = (
+        "import torch; from fast_cifar.system.device import seeded_run\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "with seeded_run(0, torch.device('cpu'), deterministic=False): pass"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_determinism_configures_cublas(monkeypatch):

@@ -27,7 +27,11 @@ QUIET = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "tex
 
 def torchrun(processes, *words):
     command = [*TORCHRUN, f"--nproc-per-node={processes}", *words]
-    return subprocess.Popen(command, **QUIET, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    # On a busy machine a process may need longer to save its work than torchrun waits before it kills it.
+    patience = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(LIMIT)}
+    return subprocess.Popen(
+        command, **QUIET, env=os.environ | patience | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    )
 
 
 def finished(process):
@@ -76,7 +80,7 @@ from fast_cifar.system.device import Precision
 from fast_cifar.train_step import TrainStep
 from tests.helpers.networks import SmallNetwork
 
-with process_group() as distributed:
+def main(distributed):  # its variables hold the group, whose threads must have ended before Python does
     torch.manual_seed(distributed.rank)  # all must start from rank 0's weights
     model = SmallNetwork()
     step = TrainStep(
@@ -90,6 +94,9 @@ with process_group() as distributed:
     torch.save({name: p.grad for name, p in model.named_parameters()}, f"{sys.argv[1]}/gradients-{distributed.rank}.pt")
     distributed.broadcast_buffers(model)
     torch.save(model.state_dict(), f"{sys.argv[1]}/state-{distributed.rank}.pt")
+
+with process_group() as distributed:
+    main(distributed)
 """
 
 

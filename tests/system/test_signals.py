@@ -98,15 +98,10 @@ def uninterrupted(class_folder, tmp_path_factory):
     return out / "whole"
 
 
-def handle_ctrl_c():
-    """Makes a child process handle Ctrl-C even if the tests run in a shell's background job, which ignores it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @unix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_stopped_or_killed_run_resumes_to_the_same_result(class_folder, uninterrupted, tmp_path, number):
-    process = subprocess.Popen(command(class_folder, tmp_path, "--name", "stopped"), preexec_fn=handle_ctrl_c, **QUIET)
+    process = subprocess.Popen(command(class_folder, tmp_path, "--name", "stopped"), **QUIET)
     folder = tmp_path / "stopped"
     while not (folder / "last.pt").exists():
         assert process.poll() is None, process.stderr.read()
