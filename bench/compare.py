@@ -21,11 +21,13 @@ from pathlib import Path
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
+import numpy as np
+
 from bench.measure import print_table, save
 from fast_cifar.command_line import Parser
 from fast_cifar.options import TrainOptions
 from fast_cifar.report import text
-from fast_cifar.runs.stats import summarize, t_probability, t_quantile
+from fast_cifar.runs.stats import summarize, t_quantile
 from fast_cifar.system.errors import UserError, counted, run_script
 from fast_cifar.system.files import read_json
 
@@ -137,6 +139,22 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
     half = t_quantile(freedom) * error
     t = difference / error
     return Welch(difference, (difference - half, difference + half), t, freedom, t_probability(t, freedom))
+
+
+def t_probability(t: float, freedom: float) -> float:
+    """The two-sided p-value: how often Student's t with `freedom` >= 1 is at least as far from 0 as `t`.
+
+    Integrates the density of `t_quantile`; the tail is integrated separately, so that a small p keeps its digits.
+    """
+    far = np.arctan(abs(t) / np.sqrt(freedom))
+    tail, middle = (_area(freedom, *ends) for ends in ((far, np.pi / 2), (0.0, far)))
+    return tail / (tail + middle)
+
+
+def _area(freedom: float, start: float, end: float) -> float:
+    """The integral of cos(angle) ** (freedom - 1)."""
+    heights = np.cos(np.linspace(start, end, 200_001)) ** (freedom - 1)
+    return float((heights.sum() - (heights[0] + heights[-1]) / 2) * (end - start) / 200_000)
 
 
 def runs_to_tell(a: Sequence[float], b: Sequence[float], difference: float) -> int:

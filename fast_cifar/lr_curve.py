@@ -72,14 +72,12 @@ class Spread:
 
     Attributes:
         lowest, highest: of the seeds' LRMAX.
-        factor: one standard deviation (n - 1), at least 1: most seeds lie within LRMAX / factor and LRMAX * factor.
         interval: 95 % confidence interval of their geometric mean (Student's t); None below three seeds, where it
             would span decades.
     """
 
     lowest: float
     highest: float
-    factor: float
     interval: tuple[float, float] | None
 
 
@@ -254,12 +252,11 @@ def combine(
 def spread(lr_maxes: Sequence[float]) -> Spread:
     """The spread of at least two rates."""
     logs = np.log(lr_maxes)
-    deviation = statistics.stdev(logs.tolist())
     interval = None
     if len(logs) > 2:
-        half = t_quantile(len(logs) - 1) * deviation / len(logs) ** 0.5
+        half = t_quantile(len(logs) - 1) * statistics.stdev(logs.tolist()) / len(logs) ** 0.5
         interval = (float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half)))
-    return Spread(min(lr_maxes), max(lr_maxes), float(np.exp(deviation)), interval)
+    return Spread(min(lr_maxes), max(lr_maxes), interval)
 
 
 def _geometric_mean(rates: Sequence[float]) -> float:

@@ -94,8 +94,8 @@ def range_test(
     return combine([curve], sweep=sweep, lr_end=lr_end, warnings=[why] if why else [])
 
 
-def sweep(setup: Setup, seed: int, test: RangeTestOptions) -> RangeTest:
-    """Range tests of new networks on the training split of `setup`, with `seed` and the `test.repeats` - 1 after it.
+def sweep(setup: Setup, first_seed: int, test: RangeTestOptions) -> RangeTest:
+    """Range tests of new networks on the training split of `setup`, with `test.repeats` seeds from `first_seed` on.
 
     Raises:
         UserError: with every seed the loss diverged at once or never fell.
@@ -113,18 +113,18 @@ def sweep(setup: Setup, seed: int, test: RangeTestOptions) -> RangeTest:
             loader = training.loader
             batches = eval_loader(val, len(val), setup.device, setup.precision, loader.mean, loader.std)
             evaluate = held_out_loss(training.model, setup.precision, batches)
-        for one in range(seed, seed + test.repeats):
-            with seeded_run(one, setup.device, deterministic=options.deterministic):
-                training.reset(one)
-                title = f"range test, seed {one}" if test.repeats > 1 else "range test"
+        for seed in range(first_seed, first_seed + test.repeats):
+            with seeded_run(seed, setup.device, deterministic=options.deterministic):
+                training.reset(seed)
+                title = f"range test, seed {seed}" if test.repeats > 1 else "range test"
                 losses, diverged = sweep_losses(training.step, training.loader, rates, evaluate, title)
             if why := failure(rates, losses, diverged):
-                failures[one] = why
+                failures[seed] = why
             else:
-                curves[one] = read_curve(rates, losses, diverged)
+                curves[seed] = read_curve(rates, losses, diverged)
     if not curves:
-        raise UserError(f"range test: {failures[seed]}")
-    warnings = [f"seed {one} is left out: {why}" for one, why in failures.items()]
+        raise UserError(f"range test: {failures[first_seed]}")
+    warnings = [f"seed {seed} is left out: {why}" for seed, why in failures.items()]
     return combine(list(curves.values()), sweep=test.sweep, lr_end=test.lr_end, seeds=list(curves), warnings=warnings)
 
 

@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -387,7 +388,9 @@ def curves(run: Run) -> str:
     low, high, peak, epochs = (run.config.get(name) for name in ("lr_min", "lr_max", "peak_epoch", "epochs"))
     last = epochs if is_number(epochs) else len(begun[0].history)
     alt = "Two panels: loss and accuracy of each split against the epochs."
-    page = plot("Loss and accuracy", alt, training.curves, [one.history for one in begun], last)
+    smoothing = run.config.get("label_smoothing")
+    draw = partial(training.curves, label_smoothing=smoothing if is_number(smoothing) else 0.0)
+    page = plot("Loss and accuracy", alt, draw, [one.history for one in begun], last)
     if all(map(is_number, (low, high, peak, epochs))) and 0 < peak < epochs <= 10_000:
         steps = np.arange(1, 100 * epochs + 1)
         lrs = np.interp(steps, [1, 100 * peak, 100 * epochs], [low, high, low])

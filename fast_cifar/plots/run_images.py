@@ -49,7 +49,8 @@ def draw_results(
     truths, predictions = evaluation.labels.cpu(), evaluation.logits.argmax(dim=1).cpu()
     if style.matplotlib_available():
         matrix = confusion_matrix(truths, predictions, len(classes))
-        training.curves(folder / "curves.png", [history], len(history), *titles)
+        smoothing = setup.options.label_smoothing
+        training.curves(folder / "curves.png", [history], len(history), *titles, label_smoothing=smoothing)
         training.confusion(folder / "confusion.png", matrix, classes, *titles)
     confidences = probabilities(evaluation.logits).amax(dim=1).cpu()
     wrong = (truths != predictions).nonzero().flatten()

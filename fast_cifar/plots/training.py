@@ -50,11 +50,16 @@ def schedule(path: str | Path, lrs: Sequence[float], steps_per_epoch: int, title
         _whole_epochs(axes)
 
 
-def curves(path: str | Path | IO[bytes], histories: Sequence[Sequence[dict]], epochs: int, *titles: str) -> None:
+def curves(
+    path: str | Path | IO[bytes],
+    histories: Sequence[Sequence[dict]],
+    epochs: int,
+    *titles: str,
+    label_smoothing: float = 0.0,
+) -> None:
     """Draws loss and accuracy of train, test and (if held out) validation against the epochs.
 
-    Of one run, the legend has the last values, and the gap between the accuracies of train and test is shaded. The
-    losses may not be comparable: label smoothing is part of the training loss only.
+    Of one run, the legend has the last values, and the gap between the accuracies of train and test is shaded.
 
     Args:
         path: the PNG to write, or a binary file.
@@ -62,6 +67,7 @@ def curves(path: str | Path | IO[bytes], histories: Sequence[Sequence[dict]], ep
             (in [0, 1]) for the splits train, test and val. What is absent, null or not finite is left out.
         epochs: where the axis ends.
         titles: lines above both panels.
+        label_smoothing: of the training loss; the other losses are without it, and so not comparable.
     """
     with style.figure(path, 12, 5) as figure:
         if titles:
@@ -69,6 +75,8 @@ def curves(path: str | Path | IO[bytes], histories: Sequence[Sequence[dict]], ep
         for axes, metric in zip(figure.subplots(1, 2), METRICS, strict=True):
             _draw_metric(axes, metric, histories)
             axes.set_xlim(0.5, epochs + 0.5)
+            if metric == "loss" and label_smoothing:
+                axes.set_title(f"Loss (train: with label smoothing {label_smoothing:g})")
 
 
 def comparison(path: str | Path | IO[bytes], runs: Sequence[tuple[str, str, Sequence[Sequence[dict]]]]) -> None:

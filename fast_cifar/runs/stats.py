@@ -41,19 +41,3 @@ def t_quantile(freedom: float) -> float:
     mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
     angle = np.interp(0.95, mass / mass[-1], angles)
     return float(np.sqrt(freedom) * np.tan(angle))
-
-
-def t_probability(t: float, freedom: float) -> float:
-    """The two-sided p-value: how often Student's t with `freedom` >= 1 is at least as far from 0 as `t`.
-
-    Integrates the density of `t_quantile`; the tail is integrated separately, so that a small p keeps its digits.
-    """
-    far = np.arctan(abs(t) / np.sqrt(freedom))
-    tail, middle = (_area(freedom, *ends) for ends in ((far, np.pi / 2), (0.0, far)))
-    return tail / (tail + middle)
-
-
-def _area(freedom: float, start: float, end: float) -> float:
-    """The integral of cos(angle) ** (freedom - 1)."""
-    heights = np.cos(np.linspace(start, end, 200_001)) ** (freedom - 1)
-    return float((heights.sum() - (heights[0] + heights[-1]) / 2) * (end - start) / 200_000)

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from bench import compare
-from bench.compare import Welch, runs_to_tell, verdict, welch
+from bench.compare import Welch, runs_to_tell, t_probability, verdict, welch
+from fast_cifar.runs.stats import t_quantile
 from fast_cifar.system.errors import run_script
 from tests.helpers.scripts import refused
 
@@ -131,3 +132,28 @@ def test_other_data_other_epochs_and_failed_runs_are_warned_of(run):
 )
 def test_what_cannot_be_compared_is_one_line_and_exit_code_2(run, contents, options, named):
     assert named in refused(run(*contents, options=options))
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "probability"),
+    [
+        (12.706204736, 1, 0.05),
+        (2.776445105, 4, 0.05),
+        (2.570581836, 5, 0.05),
+        (3.169272673, 10, 0.01),
+        (0.0, 3, 1.0),
+        (2.5, 2.5, 0.1045699630781554),  # from here on: 2 * scipy.stats.t.sf(t, freedom), scipy 1.17
+        (1.0, 1.2, 0.47680398804944585),
+        (4.0, 7.3, 0.004762367164327108),
+        (8.0, 30, 6.265822475700759e-09),
+        (50.0, 3.7, 2.253359072898325e-06),
+    ],
+)
+def test_students_probability_equals_the_printed_table_and_scipy(t, freedom, probability):
+    assert t_probability(t, freedom) == pytest.approx(probability, rel=1e-5)
+    assert t_probability(-t, freedom) == t_probability(t, freedom)
+
+
+@pytest.mark.parametrize("freedom", [1, 1.5, 2.9625607732394004, 17.3, 400])
+def test_quantile_and_probability_are_inverse(freedom):
+    assert t_probability(t_quantile(freedom), freedom) == pytest.approx(0.05, rel=1e-4)

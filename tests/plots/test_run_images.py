@@ -17,7 +17,7 @@ def drawn(monkeypatch):
         for name in names:
             monkeypatch.setattr(module, name, lambda path, *shown, name=name: calls.update({name: shown}))
     for name in ("schedule", "curves"):
-        monkeypatch.setattr(training, name, lambda path, *shown, name=name: calls.update({name: shown}))
+        monkeypatch.setattr(training, name, lambda path, *shown, name=name, **more: calls.update({name: shown} | more))
     return calls
 
 
@@ -39,6 +39,7 @@ def test_the_titles_say_what_was_trained_on_what(quick, drawn, tmp_path):
     assert setup.title(5, 3) == f"{trained}, seeds 5 to 7"
     assert drawn["schedule"][-1] == f"One cycle: {trained}, seed 5"
     assert drawn["curves"][-2:] == drawn["confusion"][-2:] == ("trained", "result")
+    assert drawn["label_smoothing"] == 0.1
     assert drawn["samples"][-1] == drawn["augmented"][-1] == f"Training images of {name}"
     assert drawn["misclassified"][-1] == f"test images of {name}"
 

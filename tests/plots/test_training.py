@@ -63,6 +63,12 @@ def test_curves_tell_the_last_values_and_the_gap(png, figures):
     assert accuracy == ["train 95.00 %", "test 91.25 %", "train − test 3.75 pp"]
 
 
+@pytest.mark.parametrize(("smoothing", "title"), [(0.0, "Loss"), (0.1, "Loss (train: with label smoothing 0.1)")])
+def test_the_losses_say_that_only_one_of_them_is_that_of_smoothed_labels(png, figures, smoothing, title):
+    training.curves(png, [history(2)], 2, label_smoothing=smoothing)
+    assert [axes.get_title() for axes in figures[0].axes] == [title, "Accuracy"]
+
+
 @pytest.mark.parametrize("unknown", [None, math.nan, math.inf])
 def test_epochs_that_were_not_evaluated_are_left_out(png, figures, unknown):
     rows = history(8)
