@@ -78,7 +78,8 @@ def choose_recipe(recipe: TrainOptions, device: torch.device, *, quick: bool) ->
 
 def training_images(recipe: TrainOptions) -> int:
     """How many images an epoch has. Loading them here keeps the download and the decoding out of the measurement."""
-    images = len(load_dataset(recipe.data, recipe.data_dir).train)
+    data = load_dataset(recipe.data, recipe.data_dir, mirrors=recipe.mirror, resize=recipe.resize)
+    images = len(data.train) - (recipe.val_split or 0)
     return min(images, recipe.limit_train or images)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fast_cifar.options import HIGHEST_RATE
+from fast_cifar.options import HIGHEST_RATE, LOWEST_RATE
 from fast_cifar.plots import range_test as range_test_plot
 from fast_cifar.plots import style
 from fast_cifar.runs.stats import t_quantile
@@ -175,15 +175,13 @@ def failure(rates: Sequence[float], losses: Sequence[float], diverged: bool) -> 
     """Why the losses at the first of the planned rates mean nothing, and what to do about it; None where they can be
     read. `diverged` says that the loss ended the sweep."""
     if diverged and len(losses) < FEWEST_POINTS:
-        return f"the loss diverged after {counted(len(losses), 'step')}; start lower: run_lrfind.py --lr-start"
+        return f"the loss diverged after {counted(len(losses), 'step')}; {_lower(rates)}"
     if len(losses) >= FEWEST_POINTS:
         smoothed = smooth(losses)
         top, lowest, _ = _descent(smoothed)
         if lowest < 2 or smoothed[top] <= (1 + LEAST_FALL) * smoothed[lowest]:
-            return (
-                f"the loss never fell between {rates[0]:.3g} and {rates[len(losses) - 1]:.3g}; "
-                "sweep further or more slowly: run_lrfind.py --lr-start --lr-end --iters"
-            )
+            never = f"the loss never fell between {rates[0]:.3g} and {rates[len(losses) - 1]:.3g}"
+            return f"{never}; {_slower(rates) if diverged else _further(rates)}"
     return None
 
 
@@ -225,11 +223,16 @@ def divergence(lrs: Sequence[float], smoothed: np.ndarray) -> float:
 
 
 def combine(
-    curves: Sequence[Curve], *, sweep: str, lr_end: float, seeds: Sequence[int] = (), warnings: Sequence[str] = ()
+    curves: Sequence[Curve],
+    rates: Sequence[float],
+    *,
+    sweep: str,
+    seeds: Sequence[int] = (),
+    warnings: Sequence[str] = (),
 ) -> RangeTest:
-    """The result of the curves of `seeds`, at least one, which share their rates as far as they go.
+    """The result of the curves of `seeds`, at least one, at the first of the planned `rates`.
 
-    `lr_end` is the last rate that was planned. The curves' own warnings are added to those known already.
+    The curves' own warnings are added to those known already.
     """
     losses = _side_by_side([curve.losses for curve in curves]).mean(axis=0).tolist()
     suggestions = [curve.suggestion for curve in curves]
@@ -241,7 +244,7 @@ def combine(
         smoothed=_side_by_side([curve.smoothed for curve in curves]).mean(axis=0).tolist(),
         suggestion=Suggestion(**means),
         divergence=_geometric_mean(diverged_at) if 2 * len(diverged_at) >= len(curves) else None,
-        warnings=[*warnings, *_warnings(curves, lr_end)],
+        warnings=[*warnings, *_warnings(curves, rates)],
         sweep=sweep,
         repeats=list(curves),
         seeds=list(seeds),
@@ -271,8 +274,8 @@ def _side_by_side(curves: Sequence[Sequence[float]]) -> np.ndarray:
     return np.array([[*curve, *[curve[-1]] * (length - len(curve))][:length] for curve in curves])
 
 
-def _warnings(curves: Sequence[Curve], lr_end: float) -> list[str]:
-    """Why the suggestion of these curves may be wrong, a sentence each."""
+def _warnings(curves: Sequence[Curve], rates: Sequence[float]) -> list[str]:
+    """Why the suggestion of these curves may be wrong, and the options of run_lrfind.py that help, a sentence each."""
 
     def share(some: Sequence[Curve]) -> str:
         return f" with {len(some)} of {len(curves)} seeds" if len(curves) > 1 else ""
@@ -282,7 +285,7 @@ def _warnings(curves: Sequence[Curve], lr_end: float) -> list[str]:
     if recovering:
         found.append(
             f"the loss rose before it fell{share(recovering)}, so its fall may be no more than a recovery; "
-            "start lower or rise more slowly: --lr-start --lr-end --iters"
+            + _lower(rates)
         )
     # With BatchNorm a loss often rises again without diverging: then its minimum is known all the same.
     unfinished = [
@@ -293,18 +296,35 @@ def _warnings(curves: Sequence[Curve], lr_end: float) -> list[str]:
         and _basin(np.asarray(curve.smoothed))[1] == len(curve.lrs) - 1
     ]
     if unfinished:
-        further = f"sweep further: --lr-end {10 * lr_end:g}" if 10 * lr_end <= HIGHEST_RATE else "sweep more slowly"
         found.append(
-            f"the loss is still at its lowest at {lr_end:.3g}{share(unfinished)}, so LRMAX may be too low; {further}"
+            f"the loss is still at its lowest at {rates[-1]:.3g}{share(unfinished)}, so LRMAX may be too low; "
+            + _further(rates)
         )
     lr_maxes = [curve.suggestion.lr_max for curve in curves]
     factor = max(lr_maxes) / min(lr_maxes)
     if factor > DISAGREEMENT:
         found.append(
             f"the seeds' LRMAX disagree by a factor of {factor:.1f}, {min(lr_maxes):.3g} to {max(lr_maxes):.3g}; "
-            "more --iters, a larger --batch-size or more --repeats make LRMAX more certain"
+            f"{_slower(rates)}, or take more seeds: --repeats {2 * len(curves)}"
         )
     return found
+
+
+def _lower(rates: Sequence[float]) -> str:
+    """Advice for when the first of the planned rates was too high."""
+    lower = rates[0] / 10
+    return f"start lower: run_lrfind.py --lr-start {lower:g}" if lower >= LOWEST_RATE else _slower(rates)
+
+
+def _further(rates: Sequence[float]) -> str:
+    """Advice for when the last of the planned rates was too low."""
+    higher = 10 * rates[-1]
+    return f"sweep further: run_lrfind.py --lr-end {higher:g}" if higher <= HIGHEST_RATE else _slower(rates)
+
+
+def _slower(rates: Sequence[float]) -> str:
+    """Advice for when noise hides the curve of the planned rates."""
+    return f"sweep more slowly: run_lrfind.py --iters {2 * len(rates)}"
 
 
 def _rises_first(smoothed: np.ndarray) -> bool:

@@ -91,7 +91,7 @@ def range_test(
     if len(losses) < 2:
         raise UserError(f"range test: {why}")
     curve = read_curve(rates, losses, diverged)
-    return combine([curve], sweep=sweep, lr_end=lr_end, warnings=[why] if why else [])
+    return combine([curve], rates, sweep=sweep, warnings=[why] if why else [])
 
 
 def sweep(setup: Setup, first_seed: int, test: RangeTestOptions) -> RangeTest:
@@ -125,7 +125,7 @@ def sweep(setup: Setup, first_seed: int, test: RangeTestOptions) -> RangeTest:
     if not curves:
         raise UserError(f"range test: {failures[first_seed]}")
     warnings = [f"seed {seed} is left out: {why}" for seed, why in failures.items()]
-    return combine(list(curves.values()), sweep=test.sweep, lr_end=test.lr_end, seeds=list(curves), warnings=warnings)
+    return combine(list(curves.values()), rates, sweep=test.sweep, seeds=list(curves), warnings=warnings)
 
 
 def sweep_losses(

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fast_cifar import lr_curve
+from fast_cifar import RangeTestOptions, lr_curve
+from fast_cifar.command_line import parse
 from fast_cifar.lr_curve import Curve, Suggestion, combine, divergence, failure, has_diverged, smooth, spread, suggest
 
 LRS = np.geomspace(1e-6, 1.0, 118)
@@ -176,8 +177,8 @@ def curve_of(lr_max, losses=FALLING, diverges_at=0.1):
     return Curve(np.geomspace(1e-4, 1, len(losses)).tolist(), losses, losses, points(lr_max), diverges_at)
 
 
-def combined(*curves, lr_end=1.0):
-    return combine(curves, sweep="linear", lr_end=lr_end)
+def combined(*curves, lr_start=1e-4, lr_end=1.0):
+    return combine(curves, [lr_start, lr_end], sweep="linear")
 
 
 def mean_losses(*curves):
@@ -246,14 +247,27 @@ def test_a_sweep_that_ends_at_its_lowest_loss_should_be_longer():
     endless = curve_of(1e-3, diverges_at=None)
     assert "--lr-end 10" in combined(endless).warnings[0]
     assert "1 of 3 seeds" in combined(endless, curve_of(1e-3), curve_of(1e-3)).warnings[0]
-    assert "--lr-end" not in combined(endless, lr_end=1e6).warnings[0]  # which the options refuse
 
 
 def test_a_fall_after_a_rise_may_be_a_recovery():
     (line,) = combined(curve_of(1e-3), curve_of(1e-3, RISING_FIRST)).warnings
     assert line.startswith("the loss rose before it fell with 1 of 2 seeds")
-    (line,) = combined(curve_of(1e-3, RISING_FIRST, diverges_at=None)).warnings
-    assert "--lr-start" in line
+    assert len(combined(curve_of(1e-3, RISING_FIRST, diverges_at=None)).warnings) == 1
+
+
+@pytest.mark.parametrize("rates", [LRS, np.geomspace(1e-12, 1e6, 118), np.geomspace(1e-3, 1e-2, 20)])
+def test_the_options_that_are_advised_make_another_sweep(rates):
+    rates = rates.tolist()
+    endless, recovering = (curve_of(1e-3, losses, diverges_at=None) for losses in (FALLING, RISING_FIRST))
+    lines = combine([endless, recovering, curve_of(0.1)], rates, sweep="exponential").warnings
+    lines += [failure(rates, losses, diverged) for losses, diverged in (([2.3], True), ([2.3] * 20, False))]
+    assert len(lines) == 5
+    swept = {"lr_start": rates[0], "lr_end": rates[-1], "iters": len(rates)}
+    for line in lines:
+        words = [word for word in line.partition("run_lrfind.py")[2].split() if word[0] == "-" or word[0].isdigit()]
+        options = parse(RangeTestOptions, "", [word.rstrip(",") for word in words])
+        options.replace(lr_start=min(options.lr_start, rates[0])).check()
+        assert any(getattr(options, name) != swept[name] for name in swept if name in options.given)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -264,7 +278,7 @@ def test_noise_on_the_plateau_is_not_a_rise(shape, seed):
 
 
 def test_the_warnings_given_come_first():
-    result = combine([curve_of(1e-3, diverges_at=None)], sweep="linear", lr_end=1.0, seeds=[4], warnings=["seed 7 ..."])
+    result = combine([curve_of(1e-3, diverges_at=None)], LRS, sweep="linear", seeds=[4], warnings=["seed 7 ..."])
     assert result.warnings[0] == "seed 7 ..."
     assert len(result.warnings) == 2
     assert result.seeds == [4]

@@ -61,12 +61,22 @@ def load_local(archive: Path, data_dir: Path, splits: Sequence[str]) -> Dataset:
     Raises:
         UserError: it is neither archive, it is damaged, or `data_dir` cannot be written to.
     """
+    name = recognise(archive)
+    return _load_cached(name, data_dir, splits) or _decode(name, archive, data_dir, splits)
+
+
+def recognise(archive: Path) -> str:
+    """ "cifar10" or "cifar100", by the checksum of an official archive.
+
+    Raises:
+        UserError: it is neither, or it is damaged.
+    """
     md5 = _md5(archive)
     name = next((name for name in SIZES if official(name).tgz_md5 == md5), None)
     if name is None:
         damage = _damage(archive, "cifar100" if "100" in archive.name else "cifar10")
         raise UserError(f"{archive} {damage}; give the official archive, an image folder, or --data synthetic")
-    return _load_cached(name, data_dir, splits) or _decode(name, archive, data_dir, splits)
+    return name
 
 
 def official(name: str) -> type[VisionDataset]:

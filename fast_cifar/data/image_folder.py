@@ -84,6 +84,15 @@ def _list_folder(folder: Path, splits: Sequence[str]) -> Listing:
     return listing
 
 
+def count_classes(folder: Path) -> int:
+    """The number of classes in `folder/train`.
+
+    Raises:
+        UserError: there are none, or it cannot be read.
+    """
+    return len(_list_folder(folder, ["train"])["train"])
+
+
 def _list_split(folder: Path, split: str) -> dict[str, list[ImageFile]]:
     root = folder / split
     if not root.is_dir():

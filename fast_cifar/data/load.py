@@ -61,18 +61,18 @@ def _synthetic(test: bool) -> Dataset:
 
 
 def count_classes(name_or_path: str | Path) -> int:
-    """The number of classes, without loading the data; a local archive is assumed to be CIFAR-10.
+    """The number of classes, without loading the data.
 
     Raises:
-        UserError: there is no such data set.
+        UserError: there is no such data set, or it is damaged.
     """
     name = str(name_or_path)
     if name in ("cifar10", "cifar100", "synthetic"):
         return 100 if name == "cifar100" else 10
     if os.path.isdir(name):
-        return sum(entry.is_dir() and not entry.name.startswith(".") for entry in Path(name).glob("train/*"))
+        return image_folder.count_classes(Path(name))
     if os.path.isfile(name):
-        return 10
+        return 100 if cifar.recognise(Path(name)) == "cifar100" else 10
     raise UserError(_unknown(name))
 
 

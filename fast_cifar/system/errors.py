@@ -33,7 +33,9 @@ def run_script(script: Callable[[], None]) -> int:
         prints its traceback and exits with 1.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file has each line as soon as it is printed
+        # A log file has each line as soon as it is printed, and a file name that is no text does not end the script.
+        replace = "backslashreplace" if sys.stdout.errors == "strict" else sys.stdout.errors
+        sys.stdout.reconfigure(line_buffering=True, errors=replace)
     try:
         with interrupt_on_sigterm():
             script()

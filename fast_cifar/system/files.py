@@ -47,7 +47,8 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
         reason = error.strerror or error
         raise UserError(f"cannot write {path} ({reason}); make room, or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # missing, or the folder is why it could not be written
+            temporary.unlink()
 
 
 def require_writable(folder: Path, remedy: str) -> None:
@@ -56,7 +57,8 @@ def require_writable(folder: Path, remedy: str) -> None:
     Raises:
         UserError: it cannot; the message ends with `remedy`.
     """
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
+    present = (parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
+    nearest = next(present, folder)  # Windows may have no such drive
     if not os.path.isdir(nearest):
         raise UserError(f"cannot write to {folder}: {nearest} is not a folder; {remedy}")
     if not os.access(nearest, os.W_OK | os.X_OK):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from bench import end_to_end
-from bench.end_to_end import choose_recipe, make_row, to_target
+from bench.end_to_end import choose_recipe, make_row, to_target, training_images
 from fast_cifar.data import load
 from fast_cifar.options import DEMO, TrainOptions
 from fast_cifar.system.errors import run_script
 from tests.helpers.devices import needs_cuda
+from tests.helpers.images import write_class_folder
 from tests.helpers.pages import summary_of
 from tests.helpers.plots import history
 from tests.helpers.scripts import refused
@@ -79,6 +80,13 @@ def test_a_cpu_trains_the_recipe_on_data_that_it_is_given(capsys):
 def test_the_command_line_overrides_the_demo():
     demo = choose_recipe(given(epochs=3, batch_size=64, amp=False), CPU, quick=False)
     assert (demo.epochs, demo.batch_size, demo.amp, demo.data) == (3, 64, False, "synthetic")
+
+
+def test_the_images_of_an_epoch_are_loaded_as_the_options_say_and_without_those_held_out(tmp_path):
+    folder = write_class_folder(tmp_path / "large", size=(40, 40))  # 24 images
+    places = {"data": str(folder), "data_dir": str(tmp_path / "cache"), "resize": True}
+    assert training_images(given(**places, val_split=4)) == 20
+    assert training_images(given(**places, val_split=4, limit_train=8)) == 8
 
 
 def test_a_quick_run_writes_a_row_a_seed_and_prints_it(monkeypatch, run_bench, tmp_path, small_network):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fast_cifar.data import load
 from fast_cifar.data.load import Split, balanced_subset, hold_out, load_dataset
 from fast_cifar.system.errors import UserError
+from tests.helpers import fake_cifar
 
 LABELS = st.lists(st.integers(0, 3), min_size=12, max_size=60).filter(lambda labels: len(set(labels)) == 4)
 
@@ -119,3 +120,16 @@ def test_the_error_of_holding_out_names_the_range_that_works(n):
 def test_a_class_of_one_image_cannot_be_divided():
     with pytest.raises(UserError, match="two training images of every class"):
         hold_out(numbered([0, 0, 0, 1]), 2)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_the_classes_of_an_archive_under_any_name_are_counted(monkeypatch, tmp_path, name, classes):
+    fake_cifar.publish(monkeypatch, name, fake_cifar.build(name))
+    (tmp_path / "archive").write_bytes(fake_cifar.build(name))
+    assert load.count_classes(tmp_path / "archive") == classes
+
+
+def test_the_classes_of_a_folder_are_counted_and_a_folder_without_any_is_refused(class_folder, tmp_path):
+    assert load.count_classes(class_folder) == 2
+    with pytest.raises(UserError, match="has no train/ folder"):
+        load.count_classes(tmp_path)

@@ -1,11 +1,12 @@
 """Files that are written whole or not at all, and JSON files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from fast_cifar.system.errors import UserError
-from fast_cifar.system.files import atomic_write, read_json, write_json
+from fast_cifar.system.files import atomic_write, read_json, require_writable, write_json
 
 # What ends the writing of a file, and what comes of it.
 FAILURES = pytest.mark.parametrize(
@@ -37,6 +38,13 @@ def test_a_failure_creates_no_file(tmp_path, failure, error, message):
     with pytest.raises(error, match=message):
         fail(failure, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file/a", "a" * 300])
+def test_what_cannot_even_be_opened_is_one_line(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot write"), atomic_write(tmp_path / name):
+        pass
 
 
 def test_the_previous_file_is_kept_under_another_name(tmp_path):
@@ -95,3 +103,9 @@ def test_a_json_file_whose_folder_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot create the folder"):
         write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_a_drive_that_does_not_exist_cannot_be_written_to(monkeypatch):
+    monkeypatch.setattr("os.path.lexists", lambda path: False)
+    with pytest.raises(UserError, match="is not a folder; choose another"):
+        require_writable(Path("Z:/runs"), "choose another")
