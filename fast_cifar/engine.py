@@ -23,7 +23,7 @@ from fast_cifar.system.device import Precision, resolve_precision, synchronize
 from fast_cifar.system.distributed import ALONE, DistributedContext
 from fast_cifar.system.errors import percent
 from fast_cifar.system.progress import progress_bar
-from fast_cifar.train_step import Criterion, TrainStep, memory_format_of
+from fast_cifar.train_step import Criterion, TrainStep, memory_format_of, modes_kept
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Row = dict[str, Any]
@@ -285,7 +285,7 @@ def evaluate(
     distributed: DistributedContext = ALONE,
     title: str = "",
 ) -> Evaluation:
-    """Predicts every image of `loader` in evaluation mode; the model's training flag is unchanged afterwards.
+    """Predicts every image of `loader` in evaluation mode; afterwards each module is in the mode it was in.
 
     Args:
         loader: batches of (inputs, labels), which are moved to the model's device where they are elsewhere.
@@ -297,11 +297,10 @@ def evaluate(
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device.type, torch.float32)
-    was_training = model.training
     memory_format = memory_format_of(model)
-    model.eval()
     all_logits, all_labels = [], []
-    with torch.inference_mode(), precision.autocast():
+    with modes_kept(model), torch.inference_mode(), precision.autocast():
+        model.eval()
         for inputs, labels in progress_bar(loader, desc=title, unit="batch", leave=False):
             inputs = inputs.to(device).contiguous(memory_format=memory_format)
             logits = model(inputs).float()
@@ -310,5 +309,4 @@ def evaluate(
             all_logits.append(logits)
             all_labels.append(labels.to(device).clone())
             check()
-    model.train(was_training)
     return Evaluation.of(distributed.gather(torch.cat(all_logits)), distributed.gather(torch.cat(all_labels)))

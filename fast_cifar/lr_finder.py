@@ -163,11 +163,12 @@ def sweep_losses(
 @contextmanager
 def _epoch_restored(loader: Batches) -> Iterator[None]:
     """A loader that counts epochs is set back to its present one afterwards."""
-    epoch = getattr(loader, "epoch", None)
+    counts = hasattr(loader, "epoch") and hasattr(loader, "set_epoch")
+    epoch = loader.epoch if counts else None
     try:
         yield
     finally:
-        if epoch is not None:
+        if counts:
             loader.set_epoch(epoch)
 
 

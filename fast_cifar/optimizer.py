@@ -79,10 +79,21 @@ def set_rate(group: dict[str, Any], lr: float) -> None:
 def is_capturable(optimizer: Optimizer) -> bool:
     """Whether a CUDA graph of `optimizer.step()` would see a changed learning rate and count its steps, and whether the
     optimiser's state is that of `create_state`."""
+
+    def on_device(group: dict[str, Any]) -> bool:  # a rate on the CPU would be captured as a number
+        return isinstance(group["lr"], Tensor) and all(group["lr"].device == p.device for p in group["params"])
+
     return isinstance(optimizer, Adam | AdamW) and all(
-        group["capturable"] and isinstance(group["lr"], Tensor) and not group["amsgrad"]
-        for group in optimizer.param_groups
+        group["capturable"] and on_device(group) and not group["amsgrad"] for group in optimizer.param_groups
     )
+
+
+def constants(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What a CUDA graph of `optimizer.step()` keeps as it is when it is captured: all options that are no tensors."""
+    return [
+        {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
+        for group in optimizer.param_groups
+    ]
 
 
 def create_state(optimizer: Optimizer) -> None:

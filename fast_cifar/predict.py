@@ -53,8 +53,9 @@ def predict(
     images = torch.stack([torch.from_numpy(read_image(file, resize=True)) for file in image_files])
     unknown = torch.zeros(len(images), dtype=torch.int64)
     precision = resolve_precision(place, amp=False, amp_dtype="auto")
-    loader = eval_loader(Split(images, unknown), 512, place, precision, contents["mean"], contents["std"])
-    evaluation = evaluate(model, loader, precision)
+    with explain_out_of_memory():
+        loader = eval_loader(Split(images, unknown), 512, place, precision, contents["mean"], contents["std"])
+        evaluation = evaluate(model, loader, precision)
     return contents["classes"], probabilities(evaluation.logits).cpu()
 
 
@@ -84,8 +85,8 @@ def evaluate_checkpoint(options: TrainOptions, *, log: Callable[[str], None] = t
             f"{options.data} has {_first(data.classes)}, ...: give the data it was trained on with --data"
         )
     test = limited(data.test, options.limit_test)
-    loader = eval_loader(test, options.batch_size, device, precision, contents["mean"], contents["std"])
     with explain_out_of_memory(options.batch_size):
+        loader = eval_loader(test, options.batch_size, device, precision, contents["mean"], contents["std"])
         result = evaluate(to_device(model, options, device), loader, precision, tta=options.tta, title="test")
     log(
         f"test accuracy {percent(result.accuracy)}{predicted_by(contents['options'] | {'tta': options.tta})}: "

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fast_cifar.optimizer import WeightEMA, create_state, is_capturable, steps_done
+from fast_cifar.optimizer import WeightEMA, constants, create_state, is_capturable, steps_done
 from fast_cifar.system.device import (
     Precision,
     capture_graph,
@@ -100,7 +100,7 @@ class TrainStep:
                 must not advance.
         """
         inputs, labels = self._placed(inputs, labels)
-        if self._graph is not None and self._graph.fits(inputs):
+        if self._graph is not None and self._graph.fits(inputs, self.optimizer):
             loss, correct = self._graph.replay(inputs, labels)
         else:
             loss, correct = self._update(inputs, labels)
@@ -168,7 +168,7 @@ class TrainStep:
     def _record(self, inputs: Tensor, labels: Tensor) -> None:
         """Records a graph of the step, or notes why that is not possible."""
         try:
-            graph = _StepGraph(self._update, inputs, labels)
+            graph = _StepGraph(self._update, inputs, labels, self.optimizer)
         except RuntimeError as error:
             cause: BaseException = error
             while cause.__context__ is not None:  # leaving a failed capture raises an error of its own
@@ -195,14 +195,24 @@ def _why_no_graph(precision: Precision, optimizer: Optimizer) -> str | None:
 class _StepGraph:
     """A training step recorded once and replayed on the contents of its input buffers: one launch instead of hundreds.
 
+    Args:
+        update: the step, to be recorded.
+        inputs, labels: a batch like those to come.
+        optimizer: whose options other than its learning rate are recorded as they are.
+
     Raises:
         RuntimeError: something in the step cannot be recorded.
     """
 
     def __init__(
-        self, update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], inputs: Tensor, labels: Tensor
+        self,
+        update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        inputs: Tensor,
+        labels: Tensor,
+        optimizer: Optimizer,
     ) -> None:
         self._inputs, self._labels = inputs.clone(), labels.clone()
+        self._constants = constants(optimizer)
         self._results: tuple[Tensor, Tensor]
 
         def work() -> None:
@@ -210,14 +220,26 @@ class _StepGraph:
 
         self._run = capture_graph(work, inputs.device)
 
-    def fits(self, inputs: Tensor) -> bool:
-        return inputs.shape == self._inputs.shape
+    def fits(self, inputs: Tensor, optimizer: Optimizer) -> bool:
+        """Whether the step is still the one that was recorded; torch's OneCycleLR changes Adam's betas, for example."""
+        return inputs.shape == self._inputs.shape and constants(optimizer) == self._constants
 
     def replay(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self._inputs.copy_(inputs)
         self._labels.copy_(labels)
         self._run()
         return self._results
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """After the block, each module of the model is in training or in evaluation mode as it was before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager
@@ -231,22 +253,20 @@ def preserve_state(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     tensors = [*model.parameters(), *model.buffers()]
     saved_tensors = [tensor.detach().clone() for tensor in tensors]
     gradients = [(p, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
-    training = [(module, module.training) for module in model.modules()]
     state = {p: {key: _frozen(value) for key, value in entry.items()} for p, entry in optimizer.state.items()}
     groups = [
         {key: _frozen(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
     ]
     random_numbers = random_state()
     try:
-        yield
+        with modes_kept(model):
+            yield
     finally:
         with torch.no_grad():
             for tensor, saved in zip(tensors, saved_tensors, strict=True):
                 tensor.copy_(saved)
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for module, flag in training:
-            module.training = flag
         for parameter in list(optimizer.state):
             if parameter in state:
                 _restore(optimizer.state[parameter], state[parameter])

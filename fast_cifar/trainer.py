@@ -43,7 +43,7 @@ from fast_cifar.system.progress import progress_bar
 from fast_cifar.system.signals import Stopped, StopRequest, stop_on_signal
 
 ESTIMATE_AFTER = 10.0  # seconds of training, after which its duration can be estimated
-STOP_CHECK_STEPS = 20  # steps between two agreements of several processes on whether to stop, which the host waits for
+STOP_CHECK_STEPS = 20  # steps between two agreements of several GPUs on whether to stop, for which their hosts wait
 Log = Callable[[str], None]
 OnEpoch = Callable[[Row], None]
 
@@ -141,7 +141,7 @@ def _with_rates_of(options: TrainOptions, log: Log) -> TrainOptions:
     folder = RunFolder.open(Path(options.lr_from))
     lr_min, lr_max = folder.suggested_rates()
     config, recipe = folder.config(), options.as_dict()
-    shared = RangeTestOptions.names(resumable=False, recorded=True) - {"seed", "val_split", "limit_test"}
+    shared = RangeTestOptions.names(resumable=False, recorded=True) - {"seed", "val_split", "limit_test"} | {"data"}
     for name in sorted(shared & recipe.keys() & config.keys()):
         if config[name] != recipe[name]:
             log(f"warning: the range test in {folder.path} had {flag_of(name)} {config[name]}, not {recipe[name]}")
@@ -296,8 +296,7 @@ class Run:
             except Stopped:
                 self._check_finite(progress.epoch + 1, [progress.metrics.over_all_processes().loss])
                 self._save(writer, self.state.last_checkpoint())
-                raise KeyboardInterrupt from None
-        if self.distributed.any_rank(self.stop.made):  # after the last step; all is saved
+        if self.distributed.any_rank(self.stop.made):  # all is saved
             raise KeyboardInterrupt
         if self.evaluation is None:
             self.evaluation = self._evaluate(setup.headline)
@@ -332,7 +331,8 @@ class Run:
         return evaluation
 
     def _after_step(self, writer: checkpoint.Writer, metrics: EpochMetrics) -> None:
-        if self.distributed.size == 1 or metrics.steps % STOP_CHECK_STEPS == 0 or metrics.steps == self.steps_per_epoch:
+        waits = self.distributed.size > 1 and works_asynchronously(self.setup.device)
+        if not waits or metrics.steps % STOP_CHECK_STEPS == 0 or metrics.steps == self.steps_per_epoch:
             self.stop.check()
         if not self.estimated and time.perf_counter() - self.started > ESTIMATE_AFTER:
             self._estimate(metrics.steps)

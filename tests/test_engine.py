@@ -108,6 +108,18 @@ def test_evaluation_equals_a_plain_loop_and_leaves_the_model_as_it_was(training)
     assert result.accuracy == result.correct / 53
 
 
+def test_an_evaluation_that_is_cut_off_leaves_each_part_of_the_model_in_its_mode():
+    def stop():
+        raise KeyboardInterrupt
+
+    model = network().train()
+    model.layers[1].eval()  # a BatchNorm that is frozen
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, batches(), FP32, check=stop)
+    evaluate(model, batches(), FP32)
+    assert [module.training for module in model.layers[:3]] == [True, False, True]
+
+
 def test_test_time_augmentation_averages_an_image_and_its_mirror_image():
     model = network().eval()
     data = batches(1)

@@ -145,6 +145,13 @@ def test_batches_may_come_from_torchs_data_loader_and_must_be_enough(pair, loade
             range_test(*pair, islice(loader, count), iters=20)
 
 
+def test_a_loader_may_count_its_epochs_in_a_way_of_its_own(pair, loader):
+    class Counting(list):
+        epoch = 0
+
+    assert len(range_test(*pair, Counting(loader), iters=20, lr_end=0.01).lrs) == 20
+
+
 @pytest.mark.parametrize(
     ("keywords", "named"),
     [

@@ -63,6 +63,8 @@ def test_neither_a_rate_that_is_a_number_nor_state_of_another_kind_can_be_captur
     assert not is_capturable(torch.optim.SGD(linear().parameters(), lr=torch.tensor(0.1), fused=True))
     amsgrad = torch.optim.Adam(linear().parameters(), lr=torch.tensor(0.1), capturable=True, amsgrad=True)
     assert not is_capturable(amsgrad)
+    # A graph would keep the number that a rate on the CPU has when it is captured.
+    assert not is_capturable(torch.optim.Adam(linear("meta").parameters(), lr=torch.tensor(0.1), capturable=True))
     assert is_capturable(capturable(linear()))
 
 

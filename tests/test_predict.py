@@ -61,6 +61,18 @@ def test_an_image_of_any_size_and_kind_is_accepted(best, tmp_path):
     assert predict.predict(best, [large, tmp_path / "grey.gif"], "cpu")[1].shape == (2, 2)
 
 
+@pytest.mark.parametrize("where", ["eval_loader", "evaluate"])
+def test_too_little_memory_is_one_line(best, tmp_path, monkeypatch, quick, where):
+    def refuse(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(predict, where, refuse)
+    with pytest.raises(UserError, match="out of memory"):
+        predict.predict(best, [colour(tmp_path / "red.png", RED)], "cpu")
+    with pytest.raises(UserError, match="out of memory"):
+        evaluate_checkpoint(quick(eval_only=best), log=silent)
+
+
 def test_the_network_has_the_width_it_was_trained_with(monkeypatch):
     monkeypatch.setattr(predict, "CustomResNet", CustomResNet)
     model = CustomResNet(width=8)

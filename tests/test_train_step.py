@@ -180,6 +180,22 @@ def test_a_batch_of_another_shape_is_trained_without_the_recording(recorded):
     assert step(inputs[:5], labels[:5])[0].item() == pytest.approx(reference(inputs[:5], labels[:5])[0].item())
 
 
+def test_a_hyperparameter_that_changes_after_the_recording_is_not_the_recorded_one(monkeypatch):
+    def refuse_to_replay(inputs, labels):
+        raise AssertionError
+
+    step, reference = graphed_step(network()), graphed_step(network())  # the second is never recorded
+    monkeypatch.setattr(train_step, "capture_graph", lambda work, device: work)
+    step.warm_up(*batches()[0])
+    step._graph.replay = refuse_to_replay
+    for inputs, labels in batches(3):
+        for one in (step, reference):
+            one.optimizer.param_groups[0]["betas"] = (0.5, 0.9)  # as torch's OneCycleLR does
+        step(inputs, labels)
+        reference(inputs, labels)
+    assert flat(step.model.state_dict()) == flat(reference.model.state_dict())
+
+
 def refuse_to_capture(work, device):
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 

@@ -17,6 +17,7 @@ from fast_cifar.system.errors import UserError
 from fast_cifar.train_step import TrainStep
 from fast_cifar.trainer import cycle_steps
 from tests.helpers.devices import needs_cuda
+from tests.helpers.images import write_class_folder
 from tests.helpers.runs import diverging_after, read_json, rows, rows_without_times, silent
 
 FILES = ["config.json", "metrics.jsonl", "summary.json", "last.pt", "best.pt"]
@@ -246,6 +247,14 @@ def test_lr_from_takes_the_rates_of_a_range_test_and_warns_of_another_recipe(opt
     assert (config["lr_min"], config["lr_max"]) == (found.suggestion.lr_min, found.suggestion.lr_max)
     assert sum("warning: the range test in" in line for line in lines) == 2
     assert any("had --padding 4, not 2" in line for line in lines)
+
+
+def test_lr_from_warns_of_other_images(options, places, tmp_path):
+    find_lr(RangeTestOptions(**places, out=str(tmp_path), name="lr", batch_size=8, iters=30), log=silent)
+    lines = []
+    other = write_class_folder(tmp_path / "others")
+    train(options(lr_max=None, lr_from=str(tmp_path / "lr"), data=str(other)), log=lines.append)
+    assert any(f"had --data {places['data']}, not {other}" in line for line in lines)
 
 
 def test_lr_from_without_a_range_test_is_refused(run, options, folder, monkeypatch):

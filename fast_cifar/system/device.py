@@ -390,8 +390,8 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 @contextmanager
-def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Turns an out-of-memory error into one line that names the option to change.
+def explain_out_of_memory(batch_size: int | None = None) -> Iterator[None]:
+    """Turns an out-of-memory error into one line that names the option to change: `batch_size` where there is one.
 
     Raises:
         UserError: the block ran out of memory.
@@ -401,7 +401,8 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"out of memory with --batch-size {batch_size}; use a smaller one") from error
+        advice = "; try --device cpu" if batch_size is None else f" with --batch-size {batch_size}; use a smaller one"
+        raise UserError(f"out of memory{advice}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

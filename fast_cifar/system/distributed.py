@@ -27,7 +27,7 @@ from fast_cifar.system.errors import UserError
 
 T = TypeVar("T")
 CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-TIMEOUT = timedelta(minutes=30)  # how long the other processes wait while rank 0 downloads and decodes
+TIMEOUT = timedelta(days=1)  # the others wait while rank 0 downloads; where a process ends, torchrun ends them all
 
 
 @dataclass(frozen=True)

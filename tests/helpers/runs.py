@@ -92,6 +92,7 @@ def stopped_at_check(n: int, patch: pytest.MonkeyPatch) -> None:
 
     def check(self):
         if next(calls) == n:
+            self.made = True
             raise Stopped
 
     patch.setattr(StopRequest, "check", check)

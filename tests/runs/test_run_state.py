@@ -224,6 +224,16 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(options, fol
     assert_same_end(folder, uninterrupted)
 
 
+def test_a_stopped_run_that_cannot_save_says_so(options, monkeypatch):
+    def save(path, contents, previous=None):
+        raise UserError(f"cannot write {path} (the disk is full)")
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    stopped_at_check(2, monkeypatch)
+    with pytest.raises(UserError, match="the disk is full"):
+        train(options(), log=silent)
+
+
 @pytest.mark.parametrize("stopped_in", ["draw_training_data", "draw_results"])
 def test_a_run_stopped_while_it_draws_resumes_with_its_images(options, folder, monkeypatch, uninterrupted, stopped_in):
     def interrupt(*_):

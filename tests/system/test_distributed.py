@@ -170,6 +170,35 @@ def test_two_processes_repeat_a_run_exactly(class_folder, tmp_path):
     assert rows_without_times(tmp_path / "a") == rows_without_times(tmp_path / "b")
 
 
+STOPS = """
+import os, signal, sys
+from fast_cifar.system.errors import run_script
+from fast_cifar.train_step import TrainStep
+from fast_cifar.trainer import train
+from fast_cifar.options import TrainOptions
+
+steps, real = iter(range(1, 1000)), TrainStep.__call__
+def step(self, inputs, labels):
+    if next(steps) == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(self, inputs, labels)
+TrainStep.__call__ = step
+places = {"data": sys.argv[1], "data_dir": sys.argv[2], "out": sys.argv[2], "name": "a", "device": "cpu"}
+sys.exit(run_script(lambda: train(TrainOptions(**places, batch_size=2, epochs=2))))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals as Unix does")
+def test_on_a_cpu_whose_steps_take_seconds_all_processes_stop_after_the_step(class_folder, tmp_path):
+    script = tmp_path / "stops.py"
+    script.write_text(STOPS)
+    process = torchrun(2, str(script), str(class_folder), str(tmp_path / "out"))
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    contents = torch.load(tmp_path / "out/a/last.pt", weights_only=True)
+    assert (contents["epoch"], contents["metrics"]["steps"]) == (0, 3), errors
+
+
 DIES = """
 import os, sys
 from fast_cifar import engine

@@ -36,7 +36,8 @@ def test_a_reader_that_stops_reading_ends_the_script_without_a_traceback():
 
 
 def test_a_name_that_is_no_text_can_be_printed():
-    script = "from fast_cifar.system.errors import run_script\nraise SystemExit(run_script(lambda: print('caf\\udce9')))"
+    script = "from fast_cifar.system.errors import run_script\n"
+    script += "raise SystemExit(run_script(lambda: print('caf\\udce9')))"
     variables = os.environ | {"PYTHONIOENCODING": "utf-8"}
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, env=variables, check=False)
     assert (finished.returncode, finished.stdout) == (0, b"caf\\udce9\n")
