@@ -4,10 +4,10 @@
     python -m bench.compare runs/A/summary.json bench/results/runs/B.json
     python -m bench.compare runs/A runs/B --tell 0.1             # how many runs would detect 0.1 pp
 
-Welch's t-test on the last-epoch accuracies of the runs, which does not assume equal variances. The interval is that of
-the difference of the means, A minus B, with Welch-Satterthwaite degrees of freedom. The number of runs is that of each
-recipe that detects a difference of `--tell` with a power of 80 % at the 5 % level. Every recorded option in which the
-two recipes differ is listed first.
+Welch's t-test on the last-epoch accuracies of the runs, which does not assume equal variances: on the test images, or,
+of runs with --no-test, on the held-out ones. The interval is that of the difference of the means, A minus B, with
+Welch-Satterthwaite degrees of freedom. The number of runs is that of each recipe that detects a difference of `--tell`
+with a power of about 80 % at the 5 % level. Every option in which the two recipes differ is listed first.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ from fast_cifar.system.errors import UserError, counted, run_script
 from fast_cifar.system.files import read_json
 
 LEVEL, POWER = 0.05, 0.8
-COMPARED = sorted(TrainOptions.names(recorded=True, resumable=False) - {"runs", "seed"} | {"dataset", "precision"})
+RECIPE = TrainOptions.names(recorded=True, resumable=False) - {"runs", "seed"}
+COMPARED = sorted(RECIPE | {"dataset", "precision"})
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The accuracies of a recipe's runs, the known conditions, and how many runs failed."""
+    """The accuracies of a recipe's runs on "test" or "validation" images, the known conditions, and how many runs
+    failed."""
 
     name: str
+    split: str
     accuracies: list[float]
     conditions: dict[str, Any]
     failures: int
@@ -63,6 +66,8 @@ def main() -> None:
     for runs in (a, b):
         if len(runs.accuracies) < 2:
             raise UserError(f"{runs.name} has one run, which says nothing about chance; train more: --runs 5")
+    if a.split != b.split:
+        raise UserError(f"{a.name} has {a.split} accuracies and {b.name} {b.split} accuracies: they cannot be compared")
     for line in warnings(a, b):
         print(f"warning: {line}")
     result = welch(a.accuracies, b.accuracies)
@@ -72,7 +77,7 @@ def main() -> None:
         mean = f"{100 * found['mean']:.2f} % ± {50 * (found['interval'][1] - found['interval'][0]):.2f}"
         low, high = (f"{100 * end(runs.accuracies):.2f} %" for end in (min, max))
         cells.append([name, runs.name, mean, str(found["n"]), low, high])
-    print_table("test accuracy, last epoch", ["", "runs", "mean", "n", "lowest", "highest"], cells)
+    print_table(f"{a.split} accuracy, last epoch", ["", "runs", "mean", "n", "lowest", "highest"], cells)
     print(f"t = {result.t:.2f} with {result.freedom:.1f} degrees of freedom")
     print(verdict(result, runs_to_tell(a.accuracies, b.accuracies, options.tell / 100), options.tell))
     save(options.json, {"a": asdict(a), "b": asdict(b), "welch": asdict(result)})
@@ -103,14 +108,15 @@ def load(path: Path) -> Runs:
     conditions: Mapping[str, Any] = contents
     accuracies = contents.get("runs", [contents.get("test_accuracy")])
     if isinstance(contents.get("summaries"), list) and contents["summaries"]:
-        conditions = contents["summaries"][0]
+        conditions = contents.get("options", {}) | contents["summaries"][0]
         accuracies = [summary.get("test_accuracy") for summary in contents["summaries"]]
     elif file.name == "summary.json" and config.is_file():
         conditions = read_json(config) | contents
     if not (isinstance(accuracies, list) and accuracies and all(isinstance(one, float) for one in accuracies)):
-        raise UserError(f"{path} holds no test accuracies: give a run folder, its summary.json or bench/results/runs")
+        raise UserError(f"{path} holds no accuracies: give a run folder, its summary.json or bench/results/runs")
+    split = "validation" if conditions.get("test_accuracy") is None else "test"
     known = {name: conditions[name] for name in COMPARED if name in conditions}
-    return Runs(str(path), accuracies, known, len(contents.get("failures", [])))
+    return Runs(str(path), split, accuracies, known, len(contents.get("failures", [])))
 
 
 def warnings(a: Runs, b: Runs) -> list[str]:
@@ -158,10 +164,15 @@ def _area(freedom: float, start: float, end: float) -> float:
 
 
 def runs_to_tell(a: Sequence[float], b: Sequence[float], difference: float) -> int:
-    """How many runs of each recipe detect `difference` with probability `POWER`, at the variances of these."""
+    """How many runs of each recipe detect `difference` with probability `POWER`, at the variances of these.
+
+    Source: Guenther, "Sample size formulas for normal theory t tests", The American Statistician 35 (1981): the number
+    for known variances, and a correction because a t-test estimates them.
+    """
     normal = NormalDist()
-    z = normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)
-    return max(2, math.ceil(z**2 * (variance(a) + variance(b)) / difference**2))
+    level, power = normal.inv_cdf(1 - LEVEL / 2), normal.inv_cdf(POWER)
+    known = (level + power) ** 2 * (variance(a) + variance(b)) / difference**2
+    return max(2, math.ceil(known + level**2 / 4))
 
 
 def verdict(result: Welch, runs: int, tell: float) -> str:

@@ -142,6 +142,19 @@ def of_pass(name: str) -> Callable[[Row], str]:
     return cell
 
 
+def recipe(options: Row) -> str:
+    """What tells recipes apart; defaults change, and a command does not say them."""
+    padding = {"reflect": "mirrored", "zeros": "black"}[options["pad_mode"]]
+    words = [
+        f"width {options['width']}, LRMAX {options['lr_max']:.3g}, weight decay {options['weight_decay']:g}, "
+        f"label smoothing {options['label_smoothing']:g}, {padding} padding",
+        *(["alternating flips"] if options["alternate_flips"] else []),
+        *([f"EMA {options['ema']:g}"] if options["ema"] else []),
+        *(["test-time augmentation"] if options["tta"] else []),
+    ]
+    return ", ".join(words)
+
+
 COLUMNS = {
     "training": [
         Column("variant", value("variant"), words=True),
@@ -207,7 +220,7 @@ COLUMNS = {
         Column("device", value("device"), words=True),
         Column("precision", value("precision"), words=True),
         Column("date", value("when", "{:.10}".format), words=True),
-        Column("recipe", value("recipe"), words=True),
+        Column("recipe", recipe, words=True),
     ],
 }
 
@@ -237,8 +250,7 @@ def bench_block(bench: str, devices: Sequence[Mapping[str, Row]]) -> str:
 
 def all_seeds(rows: Sequence[Row]) -> Row:
     """One row for the seeds of one recipe: means, the highest memory, and the `seeds` themselves."""
-    highest = max((row.get("peak_memory_bytes") or 0 for row in rows), default=0) or None
-    return summarize(rows) | {"seeds": rows, "peak_memory_bytes": highest}
+    return summarize(rows) | {"seeds": rows}
 
 
 def caption(environment: Row, rows: Sequence[Row] = (), command: str | None = None) -> str:
@@ -257,13 +269,13 @@ def accuracy_block(files: Sequence[Row]) -> str:
     """A table of the files' runs, a row a file, and the commands that made them.
 
     Args:
-        files: each with `command`, `summaries`, and perhaps `title`, `note`, `when` and `recipe`.
+        files: each with `command`, `options`, `summaries`, and perhaps `title`, `note` and `when`.
     """
     if not files:
         return ""
     rows, commands = [], []
     for file in files:
-        row = summarize(file["summaries"]) | {"when": file.get("when"), "recipe": file.get("recipe")}
+        row = file["options"] | summarize(file["summaries"]) | {"when": file.get("when")}
         row["data"] = file.get("title") or row["dataset"]
         rows.append(row)
         made_by = ", then ".join(f"`{line}`" for line in file["command"].splitlines())

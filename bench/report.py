@@ -15,9 +15,10 @@ bench/results holds a file for each device, named after it: {"environment", "tra
 with its rows, the conditions and the command that made them. A benchmark that fails does not stop the others; the exit
 status is then 1.
 
-bench/results/runs holds a file for each recipe that was trained: {"command", "title", "note", "when", "recipe",
-"summaries"}; title and note are optional, and the summaries are those of its seeds. `--add-run` makes one from a
-finished run folder, of one seed or of several (`--runs`); where the file is there already, it adds the seeds to it.
+bench/results/runs holds a file for each recipe that was trained: {"command", "title", "note", "when", "options",
+"summaries"}; title and note are optional, the options are those of the recipe, and the summaries are those of its
+seeds. `--add-run` makes one from a finished run folder, of one seed or of several (`--runs`); where the file is there
+already, it adds the seeds to it.
 
 README.md, docs/results.md and docs/recipe.md have the tables between two lines, and nothing outside them is touched:
 
@@ -43,6 +44,7 @@ from typing import Any
 
 import torch
 
+from bench.compare import RECIPE
 from bench.experiment import experiment_block, read_plan
 from bench.lr_sweep import read_sweep
 from bench.markdown import accuracy_block, bench_block, with_blocks
@@ -163,16 +165,23 @@ def add_run(options: argparse.Namespace) -> None:
     """Records a finished run, or each of several seeds, with the command that made it.
 
     Raises:
-        UserError: it is not a run folder, or not finished; or the file has other runs than further seeds of this one.
+        UserError: it is not the folder of a training, not finished or not tested; or the file has other runs than
+            further seeds of this one.
     """
     run = RunFolder.open(options.add_run)
     config = run.config()
+    if missing := RECIPE - config.keys():
+        raise UserError(f"{run.path} is not the folder of a training: its config.json has no {min(missing)}")
     seeds = [run]
     if config["runs"] is not None:
         seeds = [RunFolder(run / f"run-{k}") for k in range(1, config["runs"] + 1)]
     summaries = [seed.summary() for seed in seeds]
     if None in summaries:
-        raise UserError(f"{run.path} is not finished; resume it: python run_train.py --resume {run.path}")
+        raise UserError(
+            f"{run.path} has a run that is not finished, or failed; resume it: python run_train.py --resume {run.path}"
+        )
+    if any(summary["test_accuracy"] is None for summary in summaries):
+        raise UserError(f"{run.path} was not tested (--no-test), and the table is one of test accuracies")
     ended = datetime.fromtimestamp((seeds[-1] / "summary.json").stat().st_mtime).astimezone()
     path = RESULTS / "runs" / f"{slug(options.name)}.json"
     contents = {
@@ -180,8 +189,8 @@ def add_run(options: argparse.Namespace) -> None:
         "title": options.title,
         "note": options.note,
         "when": ended.isoformat(timespec="seconds"),
-        "recipe": recipe_text(config),
-        "summaries": [{"batch_size": config["batch_size"]} | summary for summary in summaries],
+        "options": {name: config[name] for name in sorted(RECIPE)},
+        "summaries": summaries,
     }
     if path.exists():
         earlier = read_runs(path)
@@ -199,8 +208,8 @@ def joined(path: Path, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> 
     """
 
     def condition(contents: Mapping[str, Any]) -> list[Any]:
-        shared = ("batch_size", "epochs", "dataset", "device", "precision", "parameters")
-        return [contents["recipe"], *(contents["summaries"][0].get(name) for name in shared)]
+        shared = ("dataset", "device", "precision", "parameters")
+        return [contents["options"], *(contents["summaries"][0].get(name) for name in shared)]
 
     if condition(earlier) != condition(later):
         raise UserError(
@@ -211,19 +220,6 @@ def joined(path: Path, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> 
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{path} has a run of the same seed already; delete the file to begin it anew")
     return summaries
-
-
-def recipe_text(config: Mapping[str, Any]) -> str:
-    """Of a run's options those that tell recipes apart; defaults change, and a command does not say them."""
-    padding = {"reflect": "mirrored", "zeros": "black"}[config["pad_mode"]]
-    words = [
-        f"width {config['width']}, LRMAX {config['lr_max']:.3g}, weight decay {config['weight_decay']:g}, "
-        f"label smoothing {config['label_smoothing']:g}, {padding} padding",
-        *(["alternating flips"] if config["alternate_flips"] else []),
-        *([f"EMA {config['ema']:g}"] if config["ema"] else []),
-        *(["test-time augmentation"] if config["tta"] else []),
-    ]
-    return ", ".join(words)
 
 
 def write_tables() -> None:
@@ -266,8 +262,8 @@ def make_block(program: str, name: str) -> str:
 
 def read_runs(path: Path) -> dict[str, Any]:
     contents = read_json(path)
-    if not (contents.get("command") and contents.get("summaries")):
-        raise UserError(f'{path} must hold a "command" and its "summaries"; --add-run writes such a file')
+    if not all(contents.get(name) for name in ("command", "options", "summaries")):
+        raise UserError(f'{path} must hold "command", "options" and "summaries"; --add-run writes such a file')
     return contents
 
 

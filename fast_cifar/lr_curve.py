@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fast_cifar.options import HIGHEST_RATE, LOWEST_RATE
+from fast_cifar.options import HIGHEST_RATE, LOWEST_RATE, MOST_STEPS
 from fast_cifar.plots import range_test as range_test_plot
 from fast_cifar.plots import style
 from fast_cifar.runs.stats import t_quantile
@@ -305,7 +305,7 @@ def _warnings(curves: Sequence[Curve], rates: Sequence[float]) -> list[str]:
     if factor > DISAGREEMENT:
         found.append(
             f"the seeds' LRMAX disagree by a factor of {factor:.1f}, {min(lr_maxes):.3g} to {max(lr_maxes):.3g}; "
-            f"{_slower(rates)}, or take more seeds: --repeats {2 * len(curves)}"
+            f"{_slower(rates)}, or with more seeds"
         )
     return found
 
@@ -324,7 +324,7 @@ def _further(rates: Sequence[float]) -> str:
 
 def _slower(rates: Sequence[float]) -> str:
     """Advice for when noise hides the curve of the planned rates."""
-    return f"sweep more slowly: run_lrfind.py --iters {2 * len(rates)}"
+    return f"sweep more slowly: run_lrfind.py --iters {min(2 * len(rates), MOST_STEPS)}"
 
 
 def _rises_first(smoothed: np.ndarray) -> bool:

@@ -25,6 +25,7 @@ PAD_MODE = "reflect"
 LR_MAX = 0.003
 LR_MIN_DIVISOR = 100  # LRMAX over LRMIN
 LR_START, LR_END, SWEEP_STEPS = 1e-6, 1.0, 118
+MOST_STEPS = 100_000  # of a sweep
 RATES = frozenset({"lr_max", "lr_min", "lr_from"})  # options that set the learning rates
 
 PRESETS = {
@@ -408,7 +409,7 @@ class RangeTestOptions(CommonOptions):
             self.check_rate(name)
         if self.lr_start >= self.lr_end:
             raise UserError(f"--lr-start {self.lr_start:g} must be below --lr-end {self.lr_end:g}")
-        self.check_count("iters", 10, 100_000)
+        self.check_count("iters", 10, MOST_STEPS)
         self.check_count("repeats", most=100)
         if self.loss_on == "val" and self.val_split is None:
             raise UserError("--loss-on val needs images that are held out: --val-split N")

@@ -21,7 +21,7 @@ from fast_cifar.custom_resnet import parameter_count, training_flops
 from fast_cifar.engine import EpochMetrics, Evaluation, Row, evaluate, fit
 from fast_cifar.lr_curve import RangeTest
 from fast_cifar.lr_finder import sweep, write_range_test
-from fast_cifar.options import RangeTestOptions, TrainOptions, flag_of
+from fast_cifar.options import SWEEP_STEPS, RangeTestOptions, TrainOptions, flag_of
 from fast_cifar.plots import run_images, style
 from fast_cifar.runs import checkpoint, console
 from fast_cifar.runs.run_folder import RunFolder, check_new, new_path
@@ -115,21 +115,28 @@ def _prepare(
         options = _with_rates_of(options, log)
     setup = build_setup(options, distributed, test=options.test)
     steps, _ = cycle_steps(options, len(setup.data.train) // options.batch_size)
-    if not options.find_lr:
-        return setup, options, None
-    test = RangeTestOptions()
-    found = sweep(dataclasses.replace(setup, distributed=ALONE), options.seed, test) if distributed.is_main else None
-    found = distributed.broadcast(found)
-    options = options.replace(lr_min=found.suggestion.lr_min, lr_max=found.suggestion.lr_max)
-    log(f"range test: LRMIN {options.lr_min:.3g}, LRMAX {options.lr_max:.3g}")
-    for warning in found.warnings:
-        log(f"warning: {warning}")
-    if steps < test.iters:
+    found = None
+    if options.find_lr:
+        if distributed.is_main:
+            found = sweep(dataclasses.replace(setup, distributed=ALONE), options.seed, RangeTestOptions())
+        found = distributed.broadcast(found)
+        options = options.replace(lr_min=found.suggestion.lr_min, lr_max=found.suggestion.lr_max)
+        log(f"range test: LRMIN {options.lr_min:.3g}, LRMAX {options.lr_max:.3g}")
+        for warning in found.warnings:
+            log(f"warning: {warning}; then replace --find-lr by --lr-from and its run folder")
+    measured_by = _source_of_rates(options)
+    if measured_by is not None and steps < SWEEP_STEPS:
         log(
-            f"warning: a run of {steps} steps is shorter than the range test, and often needs a third of its LRMAX or "
-            "less (docs/recipe.md); more --epochs or a smaller --batch-size make it longer"
+            f"warning: a run of {steps} steps is shorter than the range test, whose LRMAX was three to six times too "
+            f"high for such runs (docs/recipe.md); make it longer with more --epochs or a smaller --batch-size, or use "
+            f"--lr-max {options.lr_max / 4:.2g} instead of {measured_by}"
         )
     return setup, options, found
+
+
+def _source_of_rates(options: TrainOptions) -> str | None:
+    """The option that took LRMAX from a range test."""
+    return "--find-lr" if options.find_lr else "--lr-from" if options.lr_from is not None else None
 
 
 def _with_rates_of(options: TrainOptions, log: Log) -> TrainOptions:
@@ -379,9 +386,11 @@ class Run:
         if all(math.isfinite(loss) for loss in losses if loss is not None):
             return
         kept = f"; {self.folder.path} keeps the epochs before" if epoch > 1 else ""
+        lr_max, measured_by = self.options.lr_max, _source_of_rates(self.options)
+        instead = "" if measured_by is None else f" instead of {measured_by}"
         raise Diverged(
-            f"the loss diverged in epoch {epoch}, at learning rates up to {self.options.lr_max:g}; "
-            f"lower --lr-max (run_lrfind.py measures one){kept}"
+            f"the loss diverged in epoch {epoch}, at learning rates up to {lr_max:g}; "
+            f"try --lr-max {lr_max / 4:.2g}{instead}{kept}"
         )
 
     def _save(self, writer: checkpoint.Writer, checkpoints: dict[Path, dict[str, Any]]) -> None:

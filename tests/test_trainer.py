@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fast_cifar import RangeTestOptions, TrainOptions, build, engine, find_lr, lr_finder, train, trainer
+from fast_cifar.options import flag_of
 from fast_cifar.runs import checkpoint
 from fast_cifar.system.errors import UserError
 from fast_cifar.train_step import TrainStep
@@ -326,15 +327,28 @@ def test_find_lr_trains_at_the_rates_it_found(options, folder, monkeypatch):
     assert (config["lr_min"], config["lr_max"]) == (found["suggestion"]["lr_min"], found["suggestion"]["lr_max"])
     assert (folder / "lrfind.png").exists()
     assert found["warnings"] == ["of something"]
-    assert "warning: of something" in lines
+    assert "warning: of something; then replace --find-lr by --lr-from and its run folder" in lines
 
 
 @pytest.mark.parametrize(("epochs", "warned"), [(2, True), (40, False)])
-def test_find_lr_warns_of_a_run_that_is_shorter_than_the_range_test(options, monkeypatch, epochs, warned):
+@pytest.mark.parametrize("source", ["find_lr", "lr_from"])
+def test_a_run_that_is_shorter_than_the_range_test_of_its_rates_has_a_warning(
+    options, places, monkeypatch, tmp_path, epochs, warned, source
+):
     monkeypatch.setattr(trainer, "_train_seeds", lambda *_: {})
+    if source == "lr_from":
+        find_lr(RangeTestOptions(**places, out=str(tmp_path), name="lr", batch_size=8), log=silent)
     lines = []
-    train(options(lr_max=None, find_lr=True, epochs=epochs), log=lines.append)
-    assert any("steps is shorter than the range test" in line for line in lines) == warned
+    value = True if source == "find_lr" else str(tmp_path / "lr")
+    train(options(lr_max=None, epochs=epochs, **{source: value}), log=lines.append)
+    instead = f"instead of {flag_of(source)}"
+    assert any("steps is shorter than the range test" in line and instead in line for line in lines) == warned
+
+
+def test_a_run_at_measured_rates_that_diverges_says_how_to_lower_them(options, monkeypatch):
+    diverging_after(0, monkeypatch)
+    with pytest.raises(UserError, match=r"try --lr-max \S+ instead of --find-lr"):
+        train(options(lr_max=None, find_lr=True), log=silent)
 
 
 @pytest.mark.parametrize(

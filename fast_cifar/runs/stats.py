@@ -13,15 +13,18 @@ def summarize(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The summary of several runs of one recipe.
 
     Returns:
-        The entries of one summary, measurements averaged over all runs; `runs`, the `test_accuracy` of each run
-        (`val_accuracy` with `--no-test`); and of those `n`, `mean`, `std` (n - 1; None for one run) and `interval`, the
-        ends of the 95 % confidence interval of the mean (Student's t; None for one run).
+        The entries of one summary, measurements averaged over all runs, and of `peak_memory_bytes` the highest; `runs`,
+        the `test_accuracy` of each run (`val_accuracy` with `--no-test`); and of those `n`, `mean`, `std` (n - 1; None
+        for one run) and `interval`, the ends of the 95 % confidence interval of the mean (Student's t; None for one
+        run).
     """
     result: dict[str, Any] = {}
     for name, value in summaries[0].items():
         values = [summary[name] for summary in summaries]
         measured = isinstance(value, float) and all(isinstance(other, float) for other in values)
         result[name] = statistics.fmean(values) if measured else value
+    if peaks := [peak for one in summaries if (peak := one.get("peak_memory_bytes")) is not None]:
+        result["peak_memory_bytes"] = max(peaks)
     headline = "val_accuracy" if summaries[0]["test_accuracy"] is None else "test_accuracy"
     accuracies = [summary[headline] for summary in summaries]
     mean, n = statistics.fmean(accuracies), len(accuracies)

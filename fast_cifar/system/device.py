@@ -122,7 +122,8 @@ def resolve_precision(device: torch.device, amp: bool, amp_dtype: str) -> Precis
         return Precision(device.type, torch.bfloat16)
     if device.type == "cuda":
         return Precision(device.type, torch.float16)
-    note = f"--amp: {describe_device(device)} has no native bf16, so this run computes in fp32"
+    why = "is not used on mps" if device.type == "mps" else f"needs bf16, which torch does not find on {device.type}"
+    note = f"--amp: mixed precision {why}, so this run computes in fp32"
     return Precision(device.type, torch.float32, note)
 
 

@@ -110,9 +110,11 @@ def local_device(name: str) -> str:
     """The device called `name`; under torchrun, each process gets a GPU of its own.
 
     Raises:
-        UserError: fewer GPUs than processes.
+        UserError: fewer GPUs than processes, or a device that cannot train with others.
     """
     device = resolve_device(name)
+    if started_by_torchrun() and device.type == "mps":
+        raise UserError("torchrun cannot use mps; add --device cpu, or train in one process")
     if not started_by_torchrun() or device.type != "cuda":
         return name
     index, processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])

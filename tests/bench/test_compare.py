@@ -68,9 +68,9 @@ def test_runs_that_repeat_themselves_differ_surely_or_not_at_all(b, p):
 
 
 def test_the_number_of_runs_is_the_textbooks():
-    """Standard deviations of 1, a difference of 0.5, 80 % at the 5 % level: 2 * (1.96 + 0.8416)**2 / 0.25 = 62.8."""
+    """For differences of so many standard deviations, 80 % at the 5 % level, as tables of t-tests have them."""
     one = [-1.0, 0.0, 1.0]
-    assert runs_to_tell(one, one, 0.5) == 63
+    assert [runs_to_tell(one, one, difference) for difference in (0.2, 0.5, 0.8, 1.0)] == [394, 64, 26, 17]
     assert runs_to_tell(one, one, 100.0) == 2
 
 
@@ -109,6 +109,20 @@ def test_run_folders_are_compared_with_what_their_configurations_say(run_here, t
     assert "A is better" in printed
 
 
+def test_runs_without_test_images_are_compared_by_their_validation_accuracies_and_with_no_others(run):
+    held_out = [summary(runs, test_accuracy=None) for runs in (A, B)]
+    status, printed, _ = run(*held_out)
+    assert status == 0
+    assert "validation accuracy, last epoch" in printed
+    assert "validation accuracies" in refused(run(summary(A), held_out[1]))
+
+
+def test_the_options_of_recorded_runs_are_compared(run):
+    recorded = {"options": {"weight_decay": 0.1}, "summaries": [{"test_accuracy": one} for one in B]}
+    _, printed, _ = run(recorded | {"options": {"weight_decay": 0.5}}, recorded)
+    assert "warning: they differ in weight_decay: 0.5 and 0.1" in printed
+
+
 def test_other_data_other_epochs_and_failed_runs_are_warned_of(run):
     status, printed, _ = run(summary(A), summary(B, dataset="pets", epochs=8, failures=["seed 3: diverged"]))
     assert status == 0
@@ -122,8 +136,8 @@ def test_other_data_other_epochs_and_failed_runs_are_warned_of(run):
     [
         ((summary(A), {"test_accuracy": 0.9}), (), "b.json has one run"),
         ((summary(A[:1]), summary(B)), (), "a.json has one run"),
-        ((summary(A), {"beads": 3}), (), "b.json holds no test accuracies"),
-        ((summary(A), {"runs": 5}), (), "b.json holds no test accuracies"),
+        ((summary(A), {"beads": 3}), (), "b.json holds no accuracies"),
+        ((summary(A), {"runs": 5}), (), "b.json holds no accuracies"),
         ((summary(A), [1, 2]), (), "b.json is damaged"),
         ((summary(A),), ("nowhere.json",), "nowhere.json"),
         ((summary(A), summary(B)), ("--tell", "0"), "--tell 0"),

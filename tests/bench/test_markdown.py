@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.markdown import Column, accuracy_block, bench_block, markdown, value
+from fast_cifar.options import TrainOptions
 from fast_cifar.runs.stats import summarize
 
 ENVIRONMENT = {"device": "NVIDIA H200", "torch": "2.15.0", "threads": 16, "when": "2026-11-21T04:12:25+00:00"}
@@ -36,6 +37,11 @@ def seed(k, **more):
     row |= {"total_seconds": 10.0 + k, "seconds": 8.0, "evaluation_seconds": 1.0, "save_seconds": 0.5}
     row |= {"compile_seconds": 0.25, "other_seconds": 0.25, "target": 0.9, "seconds_to_target": 6.0 + k}
     return row | more
+
+
+def recorded(command, *summaries, **more):
+    """A file of bench/results/runs."""
+    return {"command": command, "options": TrainOptions().resolved().as_dict(), "summaries": list(summaries)} | more
 
 
 def summary(**changes):
@@ -131,7 +137,7 @@ def test_a_target_that_a_seed_missed_has_no_mean_time(reached, text):
 
 def test_the_accuracy_of_several_seeds_has_its_interval_and_that_of_one_has_none():
     several = [summary(test_accuracy=accuracy) for accuracy in (0.93, 0.94, 0.95)]
-    files = [{"command": "a", "summaries": several}, {"command": "b", "summaries": [summary()]}]
+    files = [recorded("a", *several), recorded("b", summary())]
     three, one = table(accuracy_block(files))
     low, high = summarize(several)["interval"]
     assert three["test accuracy, last epoch"] == f"94.00 % ± {100 * (high - low) / 2:.2f}"
@@ -141,16 +147,21 @@ def test_the_accuracy_of_several_seeds_has_its_interval_and_that_of_one_has_none
     assert one["parameters"] == "6,573,120"
 
 
-def test_a_title_takes_the_place_of_the_name_of_the_data_and_date_and_recipe_are_shown_where_they_are_known():
-    files = [{"command": "a", "title": "CIFAR-10 (JPEG)", "recipe": "weight decay 0.5", "summaries": [summary()]}]
-    files.append({"command": "b", "when": "2026-11-21T04:12:25+00:00", "summaries": [summary()]})
+def test_a_title_takes_the_place_of_the_name_of_the_data_and_the_recipe_is_that_of_the_options():
+    files = [recorded("a", summary(), title="CIFAR-10 (JPEG)")]
+    files.append(recorded("b", summary(), when="2026-11-21T04:12:25+00:00"))
+    files[1]["options"] |= {"width": 16, "pad_mode": "zeros", "alternate_flips": True, "ema": 0.99, "tta": True}
     titled, plain = table(accuracy_block(files))
-    assert (titled["data"], titled["date"], titled["recipe"]) == ("CIFAR-10 (JPEG)", "", "weight decay 0.5")
-    assert (plain["data"], plain["date"], plain["recipe"]) == ("cifar10", "2026-11-21", "")
+    usual = "LRMAX 0.003, weight decay 0.5, label smoothing 0.1"
+    assert (titled["data"], titled["date"]) == ("CIFAR-10 (JPEG)", "")
+    assert titled["recipe"] == f"width 64, {usual}, mirrored padding"
+    assert (plain["data"], plain["date"]) == ("cifar10", "2026-11-21")
+    more = "black padding, alternating flips, EMA 0.99, test-time augmentation"
+    assert plain["recipe"] == f"width 16, {usual}, {more}"
 
 
 def test_the_commands_follow_the_table_of_accuracies():
-    file = {"command": "python run_lrfind.py\npython run_train.py", "note": "It was cold.", "summaries": [summary()]}
+    file = recorded("python run_lrfind.py\npython run_train.py", summary(), note="It was cold.")
     assert lines(accuracy_block([file]))[-1] == (
         "- cifar10, 24 epochs: `python run_lrfind.py`, then `python run_train.py`. It was cold."
     )

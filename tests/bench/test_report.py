@@ -13,7 +13,7 @@ import torch
 from bench import report
 from bench.markdown import with_blocks
 from bench.report import slug
-from fast_cifar import train
+from fast_cifar import RangeTestOptions, find_lr, train
 from fast_cifar.system.errors import run_script
 from tests.helpers.pages import summary_of
 from tests.helpers.plots import history
@@ -345,7 +345,9 @@ def test_the_committed_tables_are_those_of_the_committed_results():
         assert document.read_text() == text
 
 
-@pytest.mark.parametrize("contents", ["{", "[]", '{"command": "c", "summaries": []}', '{"summaries": [{}]}'])
+@pytest.mark.parametrize(
+    "contents", ["{", "[]", '{"command": "c", "summaries": []}', '{"command": "c", "summaries": [{}]}']
+)
 def test_a_damaged_file_of_runs_is_named(place, capsys, contents):
     place.write("runs/broken.json", contents)
     assert "broken.json" in refused((place.run("--tables-only"), *capsys.readouterr()))
@@ -357,9 +359,11 @@ def test_a_finished_run_can_be_added(place, run):
         place.run("--add-run", str(folder), "--name", "Cats", "--command", "python run_train.py", "--note", "Ha.") == 0
     )
     written = place.read("runs/cats.json")
-    assert written["summaries"] == [{"batch_size": 8} | summary]
+    assert written["summaries"] == [summary]
     assert (written["command"], written["note"], written["title"]) == ("python run_train.py", "Ha.", None)
-    assert written["recipe"].endswith("LRMAX 0.001, weight decay 0.5, label smoothing 0.1, mirrored padding")
+    assert (written["options"]["lr_max"], written["options"]["batch_size"]) == (0.001, 8)
+    recipe = "width 64, LRMAX 0.001, weight decay 0.5, label smoothing 0.1, mirrored padding |"
+    assert recipe in place.readme.read_text()
     row = f"| 3 | 8 | {summary['parameters']:,} | {summary['test_accuracy']:.2%}".replace("%", " %")
     assert row in place.readme.read_text()
     assert written["when"][:10] in place.readme.read_text()
@@ -378,7 +382,7 @@ def test_seeds_trained_one_at_a_time_are_gathered_in_one_file(place, quick, tmp_
 
     for seed in (0, 1):
         train(quick(out=str(tmp_path), name=f"seed-{seed}", seed=seed, epochs=2), log=silent)
-    train(quick(out=str(tmp_path), name="other", seed=2, epochs=2, weight_decay=0.0), log=silent)
+    train(quick(out=str(tmp_path), name="other", seed=2, epochs=2, limit_train=16), log=silent)
     assert add("seed-0", "--title", "Pets", "--note", "One at a time.") == 0
     assert add("seed-1") == 0
     written = place.read("runs/pets.json")
@@ -389,6 +393,15 @@ def test_seeds_trained_one_at_a_time_are_gathered_in_one_file(place, quick, tmp_
     assert add("seed-1") == 2
     assert "the same seed" in capsys.readouterr().err
     assert place.read("runs/pets.json") == written
+
+
+def test_a_run_that_was_not_tested_and_a_range_test_are_refused(place, quick, places, tmp_path, small_network, capsys):
+    train(quick(out=str(tmp_path), name="untested", epochs=2, test=False, val_split=8), log=silent)
+    find_lr(RangeTestOptions(**places, out=str(tmp_path), name="sweep", batch_size=8, iters=20), log=silent)
+    for name, reason in (("untested", "was not tested"), ("sweep", "is not the folder of a training")):
+        assert place.run("--add-run", str(tmp_path / name), "--name", "a", "--command", "c") == 2
+        assert reason in capsys.readouterr().err
+    assert not place.results.exists()
 
 
 def test_an_unfinished_run_is_refused(place, quick, tmp_path, capsys):

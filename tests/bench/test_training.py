@@ -124,7 +124,7 @@ def test_without_bf16_and_compiler_there_are_fewer_variants_and_notes(monkeypatc
         "fp32, channels_last",
         "fp32, channels_last, loader",
     ]
-    assert "no native bf16" in notes[0]
+    assert "computes in fp32" in notes[0]
     assert "no C++ compiler" in notes[1]
 
 

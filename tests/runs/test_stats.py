@@ -36,3 +36,8 @@ def test_measurements_are_averaged_and_descriptions_kept():
     assert result["test_accuracy"] == pytest.approx(0.85)
     assert result["seconds"] == 15.0
     assert (result["dataset"], result["parameters"]) == ("synthetic", 5)
+
+
+def test_the_peak_of_the_memory_is_the_highest():
+    assert summarize([summary(0.9, peak_memory_bytes=n) for n in (2, 5, 3)])["peak_memory_bytes"] == 5
+    assert summarize([summary(0.9, peak_memory_bytes=None)])["peak_memory_bytes"] is None

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fast_cifar.loader import DeviceLoader
-from fast_cifar.system.distributed import DistributedContext, process_group
+from fast_cifar.system.distributed import DistributedContext, local_device, process_group
 from fast_cifar.system.errors import UserError
 from tests.helpers.networks import SmallNetwork
 from tests.helpers.runs import rows, rows_without_times
@@ -234,6 +234,14 @@ def test_a_batch_size_that_does_not_divide_is_refused_by_name(class_folder, tmp_
     assert process.returncode != 0
     assert "error: --batch-size 7 must be a multiple of the 2 processes" in errors
     assert not [path for path in tmp_path.iterdir() if path.name != "data"]
+
+
+def test_several_processes_on_mps_are_refused(monkeypatch):
+    monkeypatch.setattr("fast_cifar.system.distributed.started_by_torchrun", lambda: True)
+    monkeypatch.setattr("fast_cifar.system.distributed.resolve_device", torch.device)
+    with pytest.raises(UserError, match="torchrun cannot use mps; add --device cpu"):
+        local_device("mps")
+    assert local_device("cpu") == "cpu"
 
 
 def test_a_lost_connection_is_explained(monkeypatch):
