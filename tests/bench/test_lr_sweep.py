@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from bench import lr_sweep
-from bench.regret import COLUMNS, RULES, read_curves, with_regret
 from fast_cifar.lr_curve import smooth, suggest
 from fast_cifar.lr_finder import RangeTest
 from fast_cifar.system.errors import UserError, run_script
@@ -199,19 +198,6 @@ def test_other_rules_are_evaluated_without_training(place, monkeypatch, capsys):
 def test_the_range_test_is_not_compiled(place):
     place.run("--runs", "1", "--repeats", "1", "--iters", "33")
     assert place.calls[0] == ("range test", 0, 33, False)
-
-
-def test_a_rate_outside_the_grid_is_marked():
-    curves = [{"seed": 0, "lrs": LRS, "losses": losses(0.01)}]
-    center = read_curves(curves)["rates"]["suggestion"]
-    runs = [
-        {"lr_max": center * factor, "val_accuracy": 0.5 + factor / 10, "diverged": False} for factor in (0.5, 1, 2, 4)
-    ]
-    row = with_regret({"setting": "a", "curves": curves, "runs": runs, "center": center})
-    texts = {column.title: column.text(row) for column in COLUMNS}
-    assert texts["minimum/10"].startswith(">= ")
-    assert not texts["minimum"].startswith(">=")
-    assert set(row["regret"]) == set(RULES)
 
 
 def test_the_settings_are_plotted_and_spelled_out(place):
