@@ -23,7 +23,9 @@ def modules():
 def imports(path, names):
     """Those of `names` that the module imports, anywhere in its text."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & names
+        elif isinstance(node, ast.ImportFrom):
             yield from {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & names
 
 

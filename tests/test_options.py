@@ -21,13 +21,9 @@ def test_the_defaults_are_the_recipe():
     assert 0 < options.lr_min < options.lr_max
 
 
-@pytest.mark.parametrize(("epochs", "peak"), [(24, 5), (4, 1), (2, 1), (10, 2), (48, 10), (100, 21)])
-def test_the_peak_comes_after_5_24ths_of_the_epochs(epochs, peak):
+@pytest.mark.parametrize(("epochs", "peak"), [(24, 5), (4, 1), (2, 1), (10, 2), (48, 10), (100, 21), (1, None)])
+def test_the_peak_comes_after_5_24ths_of_the_epochs_and_one_epoch_has_none(epochs, peak):
     assert TrainOptions(epochs=epochs).resolved().peak_epoch == peak
-
-
-def test_a_run_of_one_epoch_has_no_peak_epoch():
-    assert TrainOptions(epochs=1).resolved().peak_epoch is None
 
 
 OUT_OF_RANGE = {

@@ -92,10 +92,6 @@ def test_the_command_prints_the_classes_in_order(best, tmp_path, capsys):
     assert sum(shares) == pytest.approx(100, abs=0.05)
 
 
-def test_a_missing_checkpoint_is_one_line(run_here):
-    assert "no.pt" in refused(run_here(predict.main, "no.pt", "x.png"))
-
-
 @pytest.mark.parametrize("content", [None, b"", b"not an image"])
 def test_an_image_that_cannot_be_read_is_named(best, tmp_path, run_here, content):
     if content is not None:
@@ -103,7 +99,9 @@ def test_an_image_that_cannot_be_read_is_named(best, tmp_path, run_here, content
     assert "x.png" in refused(run_here(predict.main, best, "x.png"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["a.pt"], ["a.pt", "x.png", "--what"], ["a.pt", "x.png", "--top", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["a.pt"], ["no.pt", "x.png"], ["a.pt", "x.png", "--what"], ["a.pt", "x.png", "--top", "0"]]
+)
 def test_a_wrong_command_line_is_one_line(arguments, run_here):
     refused(run_here(predict.main, *arguments))
 

@@ -179,15 +179,6 @@ def test_a_page_that_cannot_be_written_there_is_refused_in_one_line(run_folder, 
     assert (run_folder / "config.json").read_bytes() == before
 
 
-def test_help_has_examples(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert text.count("python -m fast_cifar.report runs/") == 3
-    assert "--out" in text
-
-
 def test_it_starts_without_torch_and_matplotlib(run_folder):
     code = (
         "import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None\n"

@@ -15,7 +15,7 @@ TRAIN_REFUSALS = {
     "an unknown data name": (["--data", "cifar11"], "cifar11"),
     "a batch above the data": ([*SYNTHETIC, "--limit-train", "100", "--batch-size", "101"], "--batch-size"),
     "an unknown device": ([*SYNTHETIC, "--device", "abacus"], "abacus"),
-    "fp16 on a CPU": ([*SYNTHETIC, "--device", "cpu", "--amp", "--amp-dtype", "fp16"], "fp16"),
+    "fp16 on a CPU": ([*SYNTHETIC, "--device", "cpu", "--amp-dtype", "fp16"], "fp16 needs a CUDA device"),
     "a run folder that does not exist": (["--resume", "nowhere"], "nowhere"),
     "a path with a line break": (["--resume", "no\nwhere"], "no where is not a run folder"),
     "a checkpoint that does not exist": (["--eval-only", "nowhere.pt"], "nowhere.pt"),

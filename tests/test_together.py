@@ -90,20 +90,14 @@ def assert_equal_and_complete(runs: list[Path]) -> None:
         assert not [name for name in names_in(run) if name.startswith(".")]
 
 
-def test_three_runs_that_decode_the_same_folder_first_have_the_same_images(together, recipe, tmp_path):
-    names = ["a", "b", "c"]
-    assert together(*(recipe | {"name": name} for name in names)) == ["", "", ""]
-    assert_equal_and_complete([tmp_path / "runs" / name for name in names])
-    (decoded,) = names_in(tmp_path / "data")
-    assert decoded.startswith("cache/")
-    assert decoded.endswith(".pt")
-
-
-def test_three_runs_without_a_name_have_a_folder_each(together, recipe, tmp_path):
+def test_three_runs_without_a_name_that_decode_the_same_images_first_have_a_folder_each(together, recipe, tmp_path):
     assert together(recipe, recipe, recipe) == ["", "", ""]
     runs = sorted((tmp_path / "runs").iterdir())
     assert len(runs) == 3
     assert_equal_and_complete(runs)
+    (decoded,) = names_in(tmp_path / "data")
+    assert decoded.startswith("cache/")
+    assert decoded.endswith(".pt")
 
 
 def test_of_two_runs_with_the_same_name_one_trains_and_the_other_is_refused(together, recipe, tmp_path):

@@ -62,16 +62,6 @@ def test_mixed_precision_stays_near_full_precision_and_keeps_the_weights_in_floa
     assert {p.dtype for p in mixed.parameters()} == {p.grad.dtype for p in mixed.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_compiled_step_has_the_losses_of_the_eager_one(device):
-    eager, compiled = network(device=device), network(device=device)
-    a, b = step_of(eager), step_of(compiled, compile=True)
-    for batch in batches(device=device):
-        (loss_a, correct_a, _), (loss_b, correct_b, _) = a(*batch), b(*batch)
-        assert loss_b.item() == pytest.approx(loss_a.item(), rel=1e-4)
-        assert int(correct_b) == pytest.approx(int(correct_a), abs=1)
-
-
 def test_warming_up_compiles_and_leaves_no_trace():
     model = network(dropout=0.1)
     average = WeightEMA(model, 0.5)
@@ -287,22 +277,15 @@ def assert_same_steps(step, reference, data, tolerance):
         scheduler.step()
 
 
-# Wide of what rounding does (below 0.001 and 0.1; 0.005 and 0.3 in the real network), and below what the weights of one
-# step before do (0.3; 1.2).
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.02), (torch.bfloat16, 0.2)])
-def test_each_recorded_step_does_what_the_eager_one_does_from_the_same_state(dtype, tolerance, device_of_graph):
-    eager, graphed = network(device=device_of_graph), network(device=device_of_graph)
-    reference = step_of(eager, Precision(device_of_graph, dtype))
-    assert_same_steps(graphed_step(graphed, dtype), reference, batches(device=device_of_graph), tolerance)
-
-
+# Wide of what rounding does (0.005 and 0.3), and below what the weights of one step before do (1.2).
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.05), (torch.bfloat16, 0.6)])
-def test_so_does_each_recorded_step_of_the_real_network_in_channels_last(
+def test_each_recorded_step_of_the_real_network_does_what_the_eager_one_does_from_the_same_state(
     dtype, tolerance, device_of_graph, monkeypatch
 ):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = torch.device(device_of_graph)
-    data = [(torch.randn(16, 3, 32, 32, device=device), torch.arange(16, device=device) % 10) for _ in range(3)]
+    labels = torch.arange(16, device=device)
+    data = [(torch.randn(16, 3, 32, 32, device=device), (labels + k) % 10) for k in range(3)]
     with seeded_run(0, device, deterministic=True):
         torch.manual_seed(0)
         eager = CustomResNet().to(device, memory_format=torch.channels_last)

@@ -33,12 +33,6 @@ def test_the_run_folder_holds_what_is_promised(run):
             image.load()
 
 
-def test_the_configuration_is_resolved(run):
-    config = read_json(run[0] / "config.json")
-    assert (config["peak_epoch"], config["device"], config["name"]) == (1, "cpu", "a")
-    assert config["lr_min"] == pytest.approx(1e-5)
-
-
 def test_the_summary_is_returned_and_written(run):
     folder, summary, _ = run
     assert read_json(folder / "summary.json") == summary
@@ -102,13 +96,6 @@ def test_warming_up_the_evaluation_of_a_gpu_changes_nothing(options, folder, mon
     train(options(val_split=8), log=silent)
     assert sizes == [[8], [8]]  # one batch of the held-out images, and one of the test images
     assert rows_without_times(folder) == expected
-
-
-def test_on_epoch_receives_each_row_of_metrics(options, folder):
-    seen = []
-    train(options(val_split=8), on_epoch=seen.append, log=silent)
-    assert len(seen) == 2
-    assert seen == rows(folder)
 
 
 def test_eval_every_leaves_test_fields_null_but_never_those_of_the_last_epoch(options, folder):
@@ -201,8 +188,10 @@ def test_every_option_of_the_recipe_changes_the_run(options, tmp_path, changed):
     assert rows_without_times(tmp_path / "plain") != rows_without_times(tmp_path / "changed")
 
 
-def test_a_held_out_split_chooses_the_best_checkpoint(options, folder):
-    train(options(val_split=8, epochs=3), log=silent)
+def test_a_held_out_split_chooses_the_best_checkpoint_and_on_epoch_receives_each_row(options, folder):
+    seen = []
+    train(options(val_split=8, epochs=3), on_epoch=seen.append, log=silent)
+    assert seen == rows(folder)
     accuracies = [row["val_accuracy"] for row in rows(folder)]
     assert all(0 <= accuracy <= 1 for accuracy in accuracies)
     best = torch.load(folder / "best.pt", weights_only=True)

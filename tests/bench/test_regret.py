@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import regret
-from bench.regret import best, fitted, regrets
+from bench.regret import fitted, regrets
 
 GRID = np.arange(-3.0, 4.0)
 
@@ -31,10 +31,6 @@ def values(runs, *x):
 def test_the_regret_on_a_parabola_is_exact():
     found = values(runs_on(parabola(0.3)), 0.3, 0.0, -1.0, 1.5)
     assert found == pytest.approx([0.0, 0.01 * 0.09, 0.01 * 1.69, 0.01 * 1.44], abs=1e-5)
-
-
-def test_the_best_rate_lies_between_the_points_of_the_grid():
-    assert best(GRID, parabola(0.3)(GRID)) == pytest.approx((0.3, 0.8), abs=0.01)
 
 
 @pytest.mark.parametrize("top", [-1.0, 0.0, 0.4])

@@ -237,29 +237,12 @@ def test_text_outside_the_markers_is_untouched_byte_for_byte(place):
     )
 
 
-def test_what_was_not_measured_has_no_table(place):
-    place.write("a.json", {"training": section("training")})
-    place.write("other.json", {"lrs": [1, 2]})
-    assert place.run("--tables-only") == 0
-    assert place.readme.read_text().count("---:") == 1
-    assert f"{begin('augmentation')}\n{END}\n" in place.readme.read_text()
-
-
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_missing_marker_is_refused_before_anything_is_measured(place, calls, capsys, name):
     place.readme.write_text(empty_readme().replace(f"{begin(name)}\n{END}", "gone"))
     assert place.run("--device", "cpu") == 2
     assert begin(name) in capsys.readouterr().err
     assert not calls
-
-
-def test_a_block_may_stand_in_docs_and_in_two_documents(place):
-    place.write("a.json", {"training": section("training")})
-    results = place.readme.parent / "docs" / "results.md"
-    results.write_text(empty_readme())
-    place.readme.write_text(f"{begin('training')}\n{END}\n")
-    assert place.run("--tables-only") == 0
-    assert all("| beads |" in document.read_text() for document in (results, place.readme))
 
 
 SWEEP = {
@@ -302,16 +285,6 @@ def recipe(place):
     place.write("ablations/plan-1.json", PLAN)
     place.write("lr_sweeps/small.data.json", SWEEP)
     return document
-
-
-def test_the_recipe_has_tables_of_experiments_and_sweeps(place, recipe):
-    assert place.run("--tables-only") == 0
-    head, experiment, between, sweep, tail = recipe.read_text().split("<!-- ")
-    assert (head, between.split("-->\n")[1], tail.split("-->\n")[1]) == ("# Recipe\n\nbefore\n", "between\n", "after\n")
-    assert "old" not in experiment
-    assert "| run-01 | 1 | `--cutout 0` |" in experiment
-    assert "abacus · torch 2.15.0 · 2 threads · 2026-11-21 · `python -m bench.lr_sweep --data FOLDER`" in sweep
-    assert "| pets b4 | 0.01 | 0.02 | 90.00 % | 1.23 [0.10 .. 2.00] | 1 |" in sweep
 
 
 @pytest.mark.parametrize(

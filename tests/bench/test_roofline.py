@@ -21,7 +21,6 @@ from bench.roofline import (
     Limits,
     main,
     make_gaps,
-    make_layers,
     make_rows,
     measured_limits,
     memory_traffic,
@@ -72,27 +71,6 @@ def test_bytes_between_convolutions_are_what_torchs_operators_read_and_write():
         assert counted[INPUT_GRADIENT].operators == backward + ["max_pool2d_with_indices_backward"] * (
             "pool" in gap.name
         )
-
-
-def test_the_layers_are_those_of_the_network_in_order():
-    assert [layer.name for layer in make_layers(CPU, FP32, 2)] == [
-        "prep: convolution",
-        "prep: BN + ReLU",
-        "layer1.x: convolution",
-        "layer1.x: pool + BN + ReLU",
-        "layer1.r.0: convolution",
-        "layer1.r.0: BN + ReLU",
-        "layer1.r.1: convolution",
-        "layer1.r.1: BN + ReLU + addition",
-        "layer2: convolution",
-        "layer2: pool + BN + ReLU",
-        "layer3.x: convolution",
-        "layer3.x: pool + BN + ReLU",
-        "layer3.r.0: convolution",
-        "layer3.r.0: BN + ReLU",
-        "layer3.r.1: convolution",
-        "layer3.r.1: BN + ReLU + addition",
-    ]
 
 
 def test_what_lies_between_convolutions_keeps_their_precision():

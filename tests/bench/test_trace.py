@@ -19,7 +19,6 @@ from tests.helpers.scripts import refused, run_module
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("aten::mkldnn_convolution", "convolution"),
         ("aten::convolution_backward", "convolution"),
         ("sm90_xmma_wgrad_implicit_gemm_indexed_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolution"),
         ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816fprop_optimized_bf16_256x128>", "convolution"),
@@ -38,7 +37,6 @@ from tests.helpers.scripts import refused, run_module
         ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16>", "copies and casts"),
         ("Memcpy DtoD (Device -> Device)", "copies and casts"),
         ("aten::mm", "other"),
-        ("aten::_log_softmax", "other"),
     ],
 )
 def test_a_name_tells_the_kind_of_work(name, kind):

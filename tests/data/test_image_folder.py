@@ -158,16 +158,10 @@ def test_two_folders_of_one_name_have_two_caches(pets, data_dir, tmp_path):
     assert len(list((data_dir / "cache").iterdir())) == 2
 
 
-def test_nothing_is_written_into_the_folder(pets, data_dir):
+@pytest.mark.parametrize("place", ["../data", ".", "data"])
+def test_nothing_is_written_into_the_folder_even_if_the_data_dir_is_inside(pets, place):
     before = snapshot(pets)
-    load_dataset(pets, data_dir)
-    assert snapshot(pets) == before
-
-
-@pytest.mark.parametrize("inside", [".", "data"])
-def test_a_data_dir_inside_the_folder_stays_unused(pets, inside):
-    before = snapshot(pets)
-    assert len(load_dataset(pets, pets / inside).train) == 6
+    assert len(load_dataset(pets, pets / place).train) == 6
     assert snapshot(pets) == before
 
 
@@ -176,12 +170,6 @@ def test_an_image_of_another_size_is_named_with_its_size(pets, data_dir):
     with pytest.raises(UserError, match=r"train/cat/0001.png is 64x48 pixels, not 32x32; --resize"):
         load_dataset(pets, data_dir)
     assert not data_dir.exists()
-
-
-@pytest.mark.parametrize("size", [(64, 48), (48, 64), (200, 40), (8, 8), (1, 50)])
-def test_resize_makes_every_image_32x32(pets, data_dir, size):
-    Image.fromarray(random_image(size=size)).save(pets / "train/cat/0001.png")
-    assert load_dataset(pets, data_dir, resize=True).train.images.shape == (6, 32, 32, 3)
 
 
 def test_the_cache_of_resized_images_is_not_used_without_resize(pets, data_dir):

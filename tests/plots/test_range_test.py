@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from fast_cifar.plots import range_test
@@ -13,12 +12,13 @@ from tests.helpers.plots import SUGGESTION, assert_good, lines, sweep, texts
 pytest.importorskip("matplotlib")
 
 
-def test_the_range_test_holds_both_losses_over_a_logarithmic_axis(png, figures):
+@pytest.mark.parametrize(("linear", "scale"), [(False, "log"), (True, "linear")])
+def test_the_range_test_holds_both_losses_over_the_axis_of_its_sweep(png, figures, linear, scale):
     lrs, losses = sweep()
     smoothed = [loss + 0.01 for loss in losses]
-    range_test.range_test(png, lrs, losses, smoothed, SUGGESTION)
+    range_test.range_test(png, lrs, losses, smoothed, SUGGESTION, linear=linear)
     axes = figures[0].axes[0]
-    assert axes.get_xscale() == "log"
+    assert axes.get_xscale() == scale
     assert lines(axes)["loss"] == (lrs, losses)
     assert lines(axes)["smoothed"] == (lrs, smoothed)
     assert_good(png)
@@ -127,14 +127,6 @@ def test_the_spread_of_lr_max_and_the_divergence_are_marked(png, figures):
     assert {"LRMAX of the seeds 0.008 to 0.013", "divergence 0.1"} <= legend
     box = axes.patches[-1].get_window_extent().transformed(axes.transData.inverted())
     assert (box.x0, box.x1) == pytest.approx((8e-3, 1.3e-2))
-
-
-def test_a_linear_sweep_has_a_linear_axis(png, figures):
-    lrs = np.linspace(1e-6, 0.1, 118).tolist()
-    _, losses = sweep()
-    range_test.range_test(png, lrs, losses, losses, SUGGESTION, linear=True)
-    assert figures[0].axes[0].get_xscale() == "linear"
-    assert_good(png)
 
 
 def test_notes_stand_below_the_axes_in_lines_that_fit(png, figures):

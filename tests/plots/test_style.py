@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import runpy
 import sys
 
 import pytest
 
-from fast_cifar.plots import grids, range_test, style, training
+from fast_cifar.plots import range_test, training
 from tests.helpers.plots import CLASSES, SUGGESTION, assert_good, history, matrix, one_cycle, sweep
 
 matplotlib = pytest.importorskip("matplotlib")
-
-
-def test_without_matplotlib_it_is_reported_missing(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not style.matplotlib_available()
 
 
 def test_nothing_reaches_out_of_a_figure(png, figures):
@@ -62,11 +56,6 @@ def test_drawing_never_imports_pyplot(png, monkeypatch):
     assert_good(png)
 
 
-@pytest.mark.parametrize(
-    ("module", "function"),
-    [(style, "figure"), (training, "schedule"), (range_test, "range_test"), (grids, "samples")],
-    ids=["style", "training", "range_test", "grids"],
-)
-def test_the_module_can_be_imported_without_matplotlib(monkeypatch, module, function):
+def test_the_range_test_can_be_imported_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert runpy.run_path(module.__file__)[function]
+    assert runpy.run_path(range_test.__file__)["range_test"]

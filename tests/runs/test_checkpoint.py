@@ -171,15 +171,10 @@ def test_a_slow_disk_delays_nothing_and_newer_contents_replace_waiting_ones(tmp_
     assert written == [("best.pt", 1), ("last.pt", 1), ("best.pt", 3), ("last.pt", 4)]
 
 
-def save_one(path, then=lambda writer: None):
+def save_one(path, then):
     with checkpoint.Writer(CPU) as writer:
         writer.save({path: {"epoch": 1}})
         then(writer)
-
-
-def test_a_failed_write_is_raised_at_the_end(tmp_path):
-    with pytest.raises(UserError, match="cannot write"):
-        save_one(tmp_path / "gone" / "last.pt")
 
 
 def test_a_failed_write_is_raised_by_the_next_save(tmp_path):

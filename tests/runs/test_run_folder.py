@@ -53,13 +53,6 @@ def test_runs_without_a_name_get_different_folders(tmp_path, monkeypatch):
     assert names == ["cifar10-now", "cifar10-now-2", "cifar10-now-3"]
 
 
-def test_only_a_run_can_be_opened(tmp_path, folder):
-    with pytest.raises(UserError, match=r"no config\.json"):
-        RunFolder.open(tmp_path)
-    folder.write_config({"epochs": 3})
-    assert RunFolder.open(folder.path).config() == {"epochs": 3}
-
-
 # Empty, cut short, not an object, not UTF-8, nested too deeply, and a number with too many digits.
 JUNK = [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"epochs": ' + b"9" * 5000 + b"}"]
 
@@ -93,13 +86,6 @@ def test_a_damaged_line_ends_the_history(folder, end):
     assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
-def test_epochs_that_will_be_repeated_are_removed(folder):
-    for epoch in (1, 2, 3):
-        folder.append_history(row(epoch))
-    assert folder.cut_history(2) == [row(1), row(2)]
-    assert len(folder.history()) == 2
-
-
 NO_ROWS = [
     {},
     row(1),
@@ -125,11 +111,6 @@ def test_an_epoch_without_a_valid_row_is_named(folder, line):
     assert folder.cut_history(1) == [row(1)]
 
 
-def test_a_history_before_the_first_epoch_is_not_read(folder):
-    (folder / "metrics.jsonl").write_bytes(b"\xff")
-    assert folder.cut_history(0) == []
-
-
 def test_a_row_of_the_history_is_flushed_to_the_disk(folder, monkeypatch):
     flushed = []
     monkeypatch.setattr("os.fsync", lambda file: flushed.append((folder / "metrics.jsonl").read_text()))
@@ -140,12 +121,6 @@ def test_a_row_of_the_history_is_flushed_to_the_disk(folder, monkeypatch):
 def test_a_number_that_json_does_not_have_is_refused(folder):
     with pytest.raises(ValueError, match="JSON"):
         folder.append_history({"loss": float("nan")})
-
-
-def test_there_is_no_summary_before_the_end(folder):
-    assert folder.summary() is None
-    folder.write_summary(SUMMARY)
-    assert folder.summary() == SUMMARY
 
 
 @pytest.mark.parametrize(

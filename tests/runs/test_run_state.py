@@ -93,12 +93,16 @@ def test_between_checkpoints_a_stopped_run_saves_its_newest_state_and_a_killed_o
     assert (folder / "best.pt").read_bytes() == (tmp_path / "whole/a/best.pt").read_bytes()
 
 
-def test_a_run_killed_after_a_checkpoint_inside_an_epoch_resumes_from_it(options, folder, uninterrupted):
+def test_a_run_killed_after_a_checkpoint_inside_an_epoch_resumes_from_it_and_removes_its_unfinished_file(
+    options, folder, uninterrupted
+):
     stop(options(checkpoint_steps=2, **EXACT), killed_before_step, 6)  # the last step of the second epoch
     contents = checkpoint.load_training(folder / "last.pt")
     assert (contents["epoch"], contents["metrics"]["steps"]) == (1, 2)
+    (folder / ".last.pt.0123abcd.tmp").write_bytes(b"half")
     resume(folder)
     assert_same_end(folder, uninterrupted)
+    assert not list(folder.glob(".*"))
 
 
 @needs_cuda
@@ -191,13 +195,6 @@ def test_without_a_sound_checkpoint_a_run_is_refused_and_nothing_is_touched(opti
     assert contents_of(folder) == before
 
 
-def test_the_unfinished_file_of_a_killed_process_is_removed(options, folder):
-    stop(options(), stopped_at_check, 4)
-    (folder / ".last.pt.0123abcd.tmp").write_bytes(b"half")
-    resume(folder)
-    assert not list(folder.glob(".*"))
-
-
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files as Unix does")
 def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(options, folder, monkeypatch, uninterrupted):
     import resource
@@ -273,14 +270,6 @@ def test_a_checkpoint_of_another_recipe_than_the_configurations_is_refused(optio
     stop(options(), stopped_at_check, 4)
     edit_config(folder, label_smoothing=0.2)
     with pytest.raises(UserError, match=r"was trained with --label-smoothing 0\.1, and its config\.json says 0\.2"):
-        resume(folder)
-
-
-@pytest.mark.parametrize("damage", [{"epochs": "many"}, {"lr_max": []}, {"padding": None}, {"data": 7}], ids=str)
-def test_a_configuration_with_a_value_of_the_wrong_type_is_refused(options, folder, damage):
-    stop(options(), interrupted_after, 1)
-    edit_config(folder, **damage)
-    with pytest.raises(UserError, match="wrong type"):
         resume(folder)
 
 

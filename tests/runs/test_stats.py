@@ -26,11 +26,6 @@ def test_mean_spread_and_interval_equal_those_done_by_hand():
     assert result["runs"] == [0.90, 0.92, 0.94]
 
 
-def test_one_run_has_no_spread():
-    result = summarize([summary(0.9)])
-    assert (result["n"], result["mean"], result["std"], result["interval"]) == (1, 0.9, None, None)
-
-
 def test_measurements_are_averaged_and_descriptions_kept():
     result = summarize([summary(0.9, seconds=10.0), summary(0.8, seconds=20.0)])
     assert result["test_accuracy"] == pytest.approx(0.85)

@@ -14,6 +14,7 @@ from torch.cuda._utils import _get_device_index
 
 from fast_cifar.system import device as device_module
 from fast_cifar.system.device import (
+    Precision,
     check_compiler,
     checkpoint_interval,
     compiled,
@@ -84,43 +85,29 @@ def test_an_absent_device_is_refused(monkeypatch, cards, absent):
 
 
 @pytest.mark.parametrize(
-    ("device", "native", "asked", "expected"),
+    ("device", "native", "asked", "expected", "note"),
     [
-        (CPU, True, "auto", "bf16"),
-        (CPU, False, "auto", "fp32"),
-        (CPU, False, "bf16", "bf16"),
-        (CUDA, True, "auto", "bf16"),
-        (CUDA, False, "auto", "fp16"),
-        (CUDA, True, "fp16", "fp16"),
-        (CUDA, False, "bf16", "bf16"),
-        (MPS, False, "auto", "fp32"),
+        (CPU, True, "auto", "bf16", None),
+        (CPU, True, "bf16", "bf16", None),
+        (CPU, False, "auto", "fp32", "a device has no native bf16, so this run computes in fp32"),
+        (CPU, False, "bf16", "bf16", "emulation is slow"),
+        (CUDA, True, "auto", "bf16", None),
+        (CUDA, False, "auto", "fp16", None),
+        (CUDA, True, "fp16", "fp16", None),
+        (CUDA, False, "bf16", "bf16", "emulation is slow"),
+        (MPS, False, "auto", "fp32", "so this run computes in fp32"),
     ],
 )
-def test_auto_takes_bf16_only_where_it_is_native(monkeypatch, device, native, asked, expected):
+def test_auto_takes_bf16_only_where_it_is_native_and_what_is_slow_has_a_note(
+    monkeypatch, device, native, asked, expected, note
+):
     monkeypatch.setattr(device_module, "has_native_bf16", lambda device: native)
     monkeypatch.setattr(device_module, "describe_device", lambda device: "a device")
     precision = resolve_precision(device, True, asked)
     assert precision.name == expected
     assert precision.scales_gradients == (expected == "fp16")
-
-
-def test_falling_back_to_fp32_has_a_note(monkeypatch):
-    monkeypatch.setattr(device_module, "has_native_bf16", lambda device: False)
-    assert "fp32" in resolve_precision(CPU, True, "auto").note
-    assert resolve_precision(CPU, False, "auto").note is None
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_bf16_that_is_not_native_has_a_note(monkeypatch, native):
-    monkeypatch.setattr(device_module, "has_native_bf16", lambda device: native)
-    note = resolve_precision(CPU, True, "bf16").note
-    assert note is None if native else "emulation is slow" in note
-
-
-@pytest.mark.parametrize("amp", [True, False])
-def test_fp16_is_refused_where_gradients_cannot_be_scaled(amp):
-    with pytest.raises(UserError, match="fp16 needs a CUDA device"):
-        resolve_precision(CPU, amp, "fp16")
+    assert precision.note is None if note is None else note in precision.note
+    assert resolve_precision(device, False, asked) == Precision(device.type, torch.float32)
 
 
 def test_emulated_bf16_does_not_count(monkeypatch):

@@ -66,12 +66,6 @@ def test_the_slices_of_a_step_make_up_the_batch_of_one_process(size):
         assert torch.equal(batch[1], torch.cat([answers for _, answers in parts]))
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
-    images, labels = torch.zeros(8, 8, 8, 3, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
-    with pytest.raises(ValueError, match="3 cannot share"):
-        DeviceLoader(images, labels, 8, train=True, device="cpu", cutout=2, shard=(0, 3))
-
-
 ONE_STEP = """
 import sys, torch
 from fast_cifar.system.distributed import process_group
