@@ -45,10 +45,14 @@ def main() -> None:
     options = command_line()
     plan = read_plan(options.file)
     if options.data is not None:
-        for run in plan["runs"]:
-            if run.get("result") is None:
-                run["result"] = train_one(plan, run, options)
-                write_json(options.file, plan)
+        check_commit(plan, options.checkout)
+        while (due := next((run for run in plan["runs"] if run.get("result") is None), None)) is not None:
+            result = train_one(plan, due, options)
+            plan = read_plan(options.file)  # it may have been edited in the meantime
+            for run in plan["runs"]:
+                if run["name"] == due["name"]:
+                    run["result"] = result
+            write_json(options.file, plan)
     print(experiment_block(plan))
 
 
@@ -76,6 +80,22 @@ def read_plan(path: Path) -> dict[str, Any]:
     return plan
 
 
+def check_commit(plan: Mapping[str, Any], checkout: Path) -> None:
+    """Refuses a checkout at another commit than the plan's.
+
+    Raises:
+        UserError: naming the commit.
+    """
+    if "commit" not in plan:
+        return
+    git = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if git.stdout.strip() != plan["commit"]:
+        raise UserError(
+            f"{checkout} is not at commit {plan['commit'][:7]}, at which the plan's runs are made; "
+            f"git worktree add ../that-commit {plan['commit'][:7]}, and --checkout ../that-commit"
+        )
+
+
 def train_one(plan: Mapping[str, Any], run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Trains one run to its end, from its last checkpoint where there is one, and returns its result.
 
@@ -84,20 +104,29 @@ def train_one(plan: Mapping[str, Any], run: Run, options: argparse.Namespace) ->
     """
     folder = (Path(options.out) / f"{options.file.stem}-{run['name']}").resolve()
     data = Path(options.data).resolve() if Path(options.data).exists() else options.data
-    where = ["--data", str(data), "--data-dir", str(Path(options.data_dir).resolve())]
-    if (folder / "config.json").exists():
-        words = ["--resume", str(folder), *where]
-    else:
-        words = [*plan["base"], *run["options"], "--seed", str(run["seed"]), *where]
-        words += ["--out", str(folder.parent), "--name", folder.name]
+    started = (folder / "config.json").exists()
+    words = ["--resume", str(folder)] if started else ["--out", str(folder.parent), "--name", folder.name]
+    words += [*plan["base"], *run["options"], "--seed", str(run["seed"])]  # resumed only if these are still the same
+    words += ["--data", str(data), "--data-dir", str(Path(options.data_dir).resolve())]
     print(f"{time.strftime('%H:%M:%S')} {run['name']}: run_train.py {' '.join(words)}", flush=True)
-    process = subprocess.run(
-        [sys.executable, "run_train.py", *words], cwd=options.checkout, stderr=subprocess.PIPE, text=True, check=False
-    )
-    if process.returncode == DIVERGED and "diverged" in process.stderr:
+    # In a session of its own, which Ctrl-C does not reach: two signals would stop it before it has saved.
+    with subprocess.Popen(
+        [sys.executable, "run_train.py", *words],
+        cwd=options.checkout,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            _, errors = process.communicate()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.communicate()
+            raise
+    if process.returncode == DIVERGED and "diverged" in errors:
         return {"diverged": True, "date": time.strftime("%Y-%m-%d")}
     if process.returncode != 0:
-        reason = (process.stderr.strip().splitlines() or ["no error message"])[-1]
+        reason = (errors.strip().splitlines() or ["no error message"])[-1]
         raise UserError(f"{run['name']} failed: {reason.removeprefix('error: ')}")
     summary = read_json(folder / "summary.json")
     kept = ("val_accuracy", "train_accuracy", "train_loss", "seconds", "images_per_second", "device", "torch")

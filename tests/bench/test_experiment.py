@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ GENERATORS = {"E": "BCD", "F": "ACD", "G": "ABC", "H": "ABD"}
 
 # Stands in for run_train.py: records its arguments, leaves a run folder, and fails as the seed says.
 TRAIN = """
-import json, pathlib, sys
+import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
 with open("calls.jsonl", "a") as file:
     file.write(json.dumps(words) + "\\n")
@@ -28,6 +30,15 @@ folder = pathlib.Path(value("--resume") if resumed else value("--out") + "/" + v
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "config.json").write_text("{}")
 seed = 0 if resumed else int(value("--seed"))
+
+def save(number, frame):
+    pathlib.Path("saved").touch()
+    sys.exit(130)
+
+if seed == 55:
+    signal.signal(signal.SIGTERM, save)
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(600)
 if seed == 13:
     print("error: the loss diverged", file=sys.stderr)
     sys.exit(2)
@@ -113,14 +124,16 @@ def place(tmp_path, monkeypatch):
     def results():
         return [run.get("result") for run in json.loads(file.read_text())["runs"]]
 
-    return SimpleNamespace(file=file, plan=plan, run=run, calls=calls, results=results, runs=tmp_path / "runs")
+    return SimpleNamespace(
+        file=file, plan=plan, run=run, calls=calls, results=results, runs=tmp_path / "runs", checkout=checkout
+    )
 
 
 def test_each_run_is_trained_with_the_plans_options_and_recorded(place, capsys):
     place.plan(1, 2)
     assert place.run() == 0
     first, second = place.calls()
-    assert first[:7] == ["--no-test", "--val-split", "8", "--cutout", "0", "--seed", "1"]
+    assert first[4:11] == ["--no-test", "--val-split", "8", "--cutout", "0", "--seed", "1"]
     assert first[first.index("--data") + 1] == "synthetic"
     assert second[second.index("--name") + 1] == "plan-run-2"
     assert place.results()[0].pop("date")
@@ -146,7 +159,42 @@ def test_a_run_that_was_cut_off_is_resumed(place, capsys):
     assert place.run() == 0
     assert len(place.calls()) == 3
     assert place.calls()[-1][:2] == ["--resume", str(place.runs / "plan-run-66")]
+    assert place.calls()[-1][2:7] == ["--no-test", "--val-split", "8", "--cutout", "0"]  # refused if they have changed
     assert place.results()[1]["val_accuracy"] == 0.9
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals as Unix does")
+def test_ctrl_c_lets_the_training_save(place, capsys):
+    place.plan(55)
+    assert place.run() == 130
+    assert (place.checkout / "saved").exists()
+    assert place.results() == [None]
+
+
+def test_what_is_added_to_the_plan_while_a_run_trains_is_kept(place, monkeypatch):
+    def edit(plan, run, options):
+        if run["seed"] == 1:
+            place.plan(1, 2, question="Why?")
+        return {"val_accuracy": 0.8, "train_accuracy": 0.9}
+
+    place.plan(1)
+    monkeypatch.setattr(experiment, "train_one", edit)
+    assert place.run() == 0
+    assert json.loads(place.file.read_text())["question"] == "Why?"
+    assert [result["val_accuracy"] for result in place.results()] == [0.8, 0.8]
+
+
+def test_runs_are_made_at_the_plans_commit_only(place, capsys):
+    git = ["git", "-C", str(place.checkout), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "a"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    place.plan(1, commit="0" * 40)
+    assert place.run() == 2
+    assert "is not at commit 0000000" in capsys.readouterr().err
+    assert not place.calls()
+    place.plan(1, commit=commit)
+    assert place.run() == 0
 
 
 def test_a_run_that_diverged_is_recorded_and_counts_as_a_blind_guess(place, capsys):
