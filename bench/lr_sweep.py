@@ -68,7 +68,7 @@ def main() -> None:
     contents = read_sweep(options.json) if options.json and options.json.exists() else {"rows": []}
     if not options.no_training:
         chosen = [(setting, row_of(setting, options.iters, contents["rows"])) for setting in settings(options, recipe)]
-        contents["environment"] = environment(resolve_device(options.device))
+        contents["environment"] = continued_on(environment(resolve_device(options.device)), contents.get("environment"))
         contents["command"] = python_command("-m bench.lr_sweep", sys.argv[1:])
         for setting, row in chosen:
             fill(row, setting, options, lambda: save(options.json, contents))
@@ -147,6 +147,18 @@ def read_sweep(path: Path) -> dict[str, Any]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= ROW for row in rows):
         raise UserError(f"{path} was not written by bench.lr_sweep; choose another file")
     return contents
+
+
+def continued_on(where: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The environment of a sweep that goes on here.
+
+    Raises:
+        UserError: it began on another device or with another torch.
+    """
+    for name in ("device", "torch"):
+        if before is not None and before[name] != where[name]:
+            raise UserError(f"--json holds runs with {name} {before[name]}, not {where[name]}; choose another file")
+    return where
 
 
 def name_of(setting: TrainOptions) -> str:

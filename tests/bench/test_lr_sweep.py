@@ -134,6 +134,19 @@ def test_more_range_tests_do_not_move_the_grid(place):
     assert len({run["lr_max"] for run in row["runs"]}) == 4
 
 
+@pytest.mark.parametrize(("name", "other"), [("device", "abacus"), ("torch", "1.0")])
+def test_a_sweep_of_another_machine_is_not_continued(place, capsys, name, other):
+    place.run("--repeats", "1", "--runs", "1")
+    contents = json.loads(place.json.read_text())
+    contents["environment"][name] = other
+    place.json.write_text(json.dumps(contents))
+    before = len(place.calls)
+    assert place.run("--repeats", "1", "--runs", "2") == 2
+    assert f"{name} {other}" in capsys.readouterr().err
+    assert len(place.calls) == before
+    assert json.loads(place.json.read_text()) == contents
+
+
 def test_settings_are_the_combinations_of_the_lists(place):
     assert place.run("--batch-size", "4,8", "--weight-decay", "0,0.1", "--runs", "1", "--repeats", "1") == 0
     assert [row["setting"] for row in place.rows()] == ["pets b4", "pets b4 wd0.1", "pets b8", "pets b8 wd0.1"]
