@@ -4,7 +4,7 @@
     python run_lrfind.py --data FOLDER --amp      # your own images
     python run_lrfind.py --batch-size 128 --weight-decay 0.01
     python run_lrfind.py --repeats 3              # three seeds, and how far they agree
-    python run_lrfind.py --sweep linear --lr-end 0.02 --val-split 5000 --loss-on val    # on held-out images
+    python run_lrfind.py --sweep linear --lr-end 0.02 --val-split 500 --loss-on val    # on held-out images
 
 The learning rate rises from step to step, and the sweep ends early when the loss diverges. Prints LRMIN and LRMAX,
 warnings where they may be wrong, and the run_train.py command that uses them. Writes lrfind.json and lrfind.png into a
