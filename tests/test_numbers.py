@@ -32,7 +32,8 @@ SOURCE = re.compile(
 )
 # Numbers that were chosen, not measured.
 DEFINED = re.compile(
-    r"95 % (?:confidence )?interval|LRMAX = 0\.003|94 % with Adam|all 50,000 images|at most every five seconds|30 seconds have passed"
+    r"95 % (?:confidence )?interval|LRMAX = 0\.003|94 % with Adam|all 50,000 images|at most every five seconds"
+    r"|30 seconds have passed"
 )
 ESTIMATES = "**Every duration and speed on it is an estimate, not a measurement.**"  # a page without measurements
 
