@@ -1,15 +1,16 @@
 """Is the range test's suggestion any good? Validation accuracy at LRMAX around it, and what other rules would lose.
 
-    python -m bench.lr_sweep --json sweep.json                                   # CIFAR-10, the recipe
+    python -m bench.lr_sweep --json sweep.json                                   # the recipe, 21 trainings: for a GPU
     python -m bench.lr_sweep --data synthetic,FOLDER --batch-size 64,512 --limit-train 5000 --json sweep.json
     python -m bench.lr_sweep --json sweep.json --no-training                     # today's rules on its curves
     python -m bench.lr_sweep --json sweep.json --no-training --plot sweep.png    # the same, drawn
     python -m bench.lr_sweep --quick                                             # a smoke run
 
-A setting is a combination of data, batch size, weight decay and width; the other options of run_train.py hold for all
-settings. In each of them the range test runs with some seeds, not compiled; then the network trains at the suggestion
-(the geometric mean of the seeds') times each of `--factors`, LRMIN a hundredth of LRMAX. What counts is the accuracy on
-the held-out images after the last epoch; the test images are not used. A diverged training counts as a blind guess.
+A setting is a combination of data, batch size, weight decay, width and epochs; the other options of run_train.py hold
+for all settings. In each of them the range test runs with some seeds, not compiled; then the network trains at the
+suggestion (the geometric mean of the seeds') times each of `--factors`, LRMIN a hundredth of LRMAX. What counts is the
+accuracy on the held-out images after the last epoch; the test images are not used. A diverged training counts as a
+blind guess.
 
 The regret of a rule is the validation accuracy lost against the best LR: the highest point of a curve through these
 accuracies minus the curve at the rule's rate, in percentage points (see bench/regret.py). Its 95 % interval is a
@@ -49,9 +50,10 @@ from fast_cifar.system.errors import UserError, counted, percent, run_script
 from fast_cifar.system.files import read_json
 
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-QUICK = {"epochs": 2, "limit_train": 128, "val_split": 100}
+QUICK = {"limit_train": 128, "val_split": 100}
 QUICK_SWEEP = {"runs": 1, "repeats": 1, "iters": 40, "factors": (0.25, 1.0, 4.0, 16.0)}
-QUICK_SWEEP |= {"data": ["synthetic"], "batch_size": [16]}
+QUICK_SWEEP |= {"data": ["synthetic"], "batch_size": [16], "epochs": [2]}
+LISTS = {"batch_size": int, "weight_decay": float, "width": int, "epochs": int}  # options with several values
 
 # A row is a setting: its name, its recipe, the curves of its range tests, the center of its grid, and its trainings.
 ROW = {"setting", "options", "curves", "center", "runs"}
@@ -84,7 +86,7 @@ def command_line() -> tuple[argparse.Namespace, TrainOptions]:
     recipe = TrainOptions()
     parser = arguments(__doc__)
     parser.add_argument("--data", type=listed(str), default=[recipe.data], metavar="DATA,...", help="default: cifar10")
-    for name, kind in (("batch_size", int), ("weight_decay", float), ("width", int)):
+    for name, kind in LISTS.items():
         default = getattr(recipe, name)
         parser.add_argument(
             flag_of(name), type=listed(kind), default=[default], metavar="N,...", help=f"default: {default}"
@@ -124,7 +126,7 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 def settings(options: argparse.Namespace, recipe: TrainOptions) -> list[TrainOptions]:
     """Each combination of the lists, checked."""
     RangeTestOptions(iters=options.iters).check()
-    names = ("data", "batch_size", "weight_decay", "width")
+    names = ("data", *LISTS)
     lists = [getattr(options, name) for name in names]
     chosen = [recipe.replace(**dict(zip(names, values, strict=True))) for values in itertools.product(*lists)]
     titles = [name_of(setting) for setting in chosen]
@@ -163,11 +165,14 @@ def continued_on(where: dict[str, Any], before: Mapping[str, Any] | None) -> dic
 
 def name_of(setting: TrainOptions) -> str:
     """A setting in a few words, without commas and without a path of this machine."""
+    recipe = TrainOptions()
     words = [Path(setting.data).name, f"b{setting.batch_size}"]
     if setting.weight_decay:
         words.append(f"wd{setting.weight_decay:g}")
-    if setting.width != TrainOptions().width:
+    if setting.width != recipe.width:
         words.append(f"w{setting.width}")
+    if setting.epochs != recipe.epochs:
+        words.append(f"e{setting.epochs}")
     return " ".join(words)
 
 

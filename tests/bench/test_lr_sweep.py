@@ -148,9 +148,13 @@ def test_a_sweep_of_another_machine_is_not_continued(place, capsys, name, other)
 
 
 def test_settings_are_the_combinations_of_the_lists(place):
-    assert place.run("--batch-size", "4,8", "--weight-decay", "0,0.1", "--runs", "1", "--repeats", "1") == 0
-    assert [row["setting"] for row in place.rows()] == ["pets b4", "pets b4 wd0.1", "pets b8", "pets b8 wd0.1"]
-    assert place.rows()[1]["options"]["weight_decay"] == 0.1
+    lists = ("--batch-size", "4,8", "--weight-decay", "0,0.1", "--epochs", "24,2")
+    assert place.run(*lists, "--runs", "1", "--repeats", "1", "--factors", "1") == 0
+    names = [
+        f"pets {batch}{decay}{epochs}" for batch in ("b4", "b8") for decay in ("", " wd0.1") for epochs in ("", " e2")
+    ]
+    assert [row["setting"] for row in place.rows()] == names
+    assert (place.rows()[3]["options"]["weight_decay"], place.rows()[3]["options"]["epochs"]) == (0.1, 2)
 
 
 def test_no_path_of_this_machine_is_in_the_file(place):
@@ -238,7 +242,7 @@ def test_the_settings_are_plotted_and_spelled_out(place):
         (("--lr-max", "0.1"), "--lr-max"),
         (("--seed", "3"), "--seed does not apply"),
         (("--eopchs", "3"), "--eopchs"),
-        (("--batch-size", "4,4"), "'pets b4'"),
+        (("--batch-size", "4,4"), "'pets b4 e2'"),
         (("--no-training",), "--no-training"),
     ],
 )
@@ -259,6 +263,6 @@ def test_a_quick_sweep_trains_and_prints_a_regret(monkeypatch, tmp_path, run_her
     code, printed, _ = run_here(partial(run_script, lr_sweep.main), "--quick", "--device", "cpu", "--json", path)
     assert code == 0
     (row,) = json.loads(path.read_text())["rows"]
-    assert (row["setting"], len(row["runs"])) == ("synthetic b16 wd0.5", 4)
+    assert (row["setting"], len(row["runs"])) == ("synthetic b16 wd0.5 e2", 4)
     assert "regret" in row
     assert "synthetic b16 wd0.5" in printed.splitlines()[-1]
