@@ -341,7 +341,7 @@ def memory_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def seeded_run(seed: int, device: torch.device, *, deterministic: bool, keep_memory: bool = True) -> Iterator[None]:
-    """Seeds torch and sets it for speed or for determinism; after the block, on CPU and CUDA, all is as before.
+    """Seeds torch and sets it for speed or for determinism; after the block, on CPU and CUDA, torch is as before.
 
     Args:
         seed: of the initial weights and of dropout, in [0, 2**63). The loader's draws do not depend on it.
