@@ -32,7 +32,9 @@ from fast_cifar.system.errors import UserError, counted, run_script
 from fast_cifar.system.files import read_json
 
 LEVEL, POWER = 0.05, 0.8
-RECIPE = TrainOptions.names(recorded=True, resumable=False) - {"runs", "seed"}
+# The options that make a recipe, as they are resolved: not what fills them in, nor how often a run is evaluated.
+RECIPE = TrainOptions.names(recorded=True, resumable=False) - TrainOptions.names(group="what to do")
+RECIPE -= {"runs", "seed", "eval_every", "find_lr", "lr_from"}
 COMPARED = sorted(RECIPE | {"dataset", "precision"})
 
 
@@ -106,7 +108,7 @@ def load(path: Path) -> Runs:
     contents = read_json(file)
     config = file.parent / "config.json"
     conditions: Mapping[str, Any] = contents
-    accuracies = contents.get("runs", [contents.get("test_accuracy")])
+    accuracies = contents.get("runs", [contents.get("test_accuracy") or contents.get("val_accuracy")])
     if isinstance(contents.get("summaries"), list) and contents["summaries"]:
         conditions = contents.get("options", {}) | contents["summaries"][0]
         accuracies = [summary.get("test_accuracy") for summary in contents["summaries"]]

@@ -49,9 +49,9 @@ def main() -> None:
         while (due := next((run for run in plan["runs"] if run.get("result") is None), None)) is not None:
             result = train_one(plan, due, options)
             plan = read_plan(options.file)  # it may have been edited in the meantime
-            for run in plan["runs"]:
-                if run["name"] == due["name"]:
-                    run["result"] = result
+            if due not in plan["runs"]:
+                raise UserError(f"{options.file}: {due['name']} was changed while it trained, so it has no result")
+            plan["runs"][plan["runs"].index(due)]["result"] = result
             write_json(options.file, plan)
     print(experiment_block(plan))
 
@@ -88,8 +88,12 @@ def check_commit(plan: Mapping[str, Any], checkout: Path) -> None:
     """
     if "commit" not in plan:
         return
-    git = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if git.stdout.strip() != plan["commit"]:
+    command = ["git", "-C", checkout, "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        commit = None
+    if commit != plan["commit"]:
         raise UserError(
             f"{checkout} is not at commit {plan['commit'][:7]}, at which the plan's runs are made; "
             f"git worktree add ../that-commit {plan['commit'][:7]}, and --checkout ../that-commit"

@@ -207,14 +207,14 @@ def joined(path: Path, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> 
         UserError: the recipe, the data or the network is another one, or a seed is there already.
     """
 
-    def condition(contents: Mapping[str, Any]) -> list[Any]:
+    def conditions(contents: Mapping[str, Any]) -> dict[str, Any]:
         shared = ("dataset", "device", "precision", "parameters")
-        return [contents["options"], *(contents["summaries"][0].get(name) for name in shared)]
+        return contents["options"] | {name: contents["summaries"][0].get(name) for name in shared}
 
-    if condition(earlier) != condition(later):
-        raise UserError(
-            f"{path} has runs of another recipe, of other data or of another machine; choose another --name"
-        )
+    before, now = conditions(earlier), conditions(later)
+    for name in before.keys() & now.keys():  # an option may have been added since
+        if before[name] != now[name]:
+            raise UserError(f"{path} has runs with {name} {before[name]}, not {now[name]}; choose another --name")
     summaries = [*earlier["summaries"], *later["summaries"]]
     seeds = [summary["seed"] for summary in summaries]
     if len(set(seeds)) < len(seeds):

@@ -311,7 +311,9 @@ def _warnings(curves: Sequence[Curve], rates: Sequence[float]) -> list[str]:
 
 
 def _lower(rates: Sequence[float]) -> str:
-    """Advice for when the first of the planned rates was too high."""
+    """Advice for when the first of the planned rates were too high."""
+    if len(rates) > 1 and rates[1] > 10 * rates[0]:  # a linear sweep, whose second rate depends on the last alone
+        return f"rise less: run_lrfind.py --lr-end {rates[-1] / 10:g}"
     lower = rates[0] / 10
     return f"start lower: run_lrfind.py --lr-start {lower:g}" if lower >= LOWEST_RATE else _slower(rates)
 

@@ -89,9 +89,10 @@ def is_capturable(optimizer: Optimizer) -> bool:
 
 
 def constants(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What a CUDA graph of `optimizer.step()` keeps as it is when it is captured: all options that are no tensors."""
+    """What a CUDA graph of `optimizer.step()` keeps as it is when it is captured: its options that are no tensors, not
+    what schedulers note in the groups."""
     return [
-        {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
+        {name: group[name] for name in optimizer.defaults if not isinstance(group[name], Tensor)}
         for group in optimizer.param_groups
     ]
 

@@ -49,11 +49,11 @@ def predict(
     """
     place = resolve_device(device)
     contents = checkpoints.load(checkpoint)
-    model = network_of(contents, checkpoint).to(place)
-    images = torch.stack([torch.from_numpy(read_image(file, resize=True)) for file in image_files])
-    unknown = torch.zeros(len(images), dtype=torch.int64)
     precision = resolve_precision(place, amp=False, amp_dtype="auto")
     with explain_out_of_memory():
+        model = network_of(contents, checkpoint).to(place)
+        images = torch.stack([torch.from_numpy(read_image(file, resize=True)) for file in image_files])
+        unknown = torch.zeros(len(images), dtype=torch.int64)
         loader = eval_loader(Split(images, unknown), 512, place, precision, contents["mean"], contents["std"])
         evaluation = evaluate(model, loader, precision)
     return contents["classes"], probabilities(evaluation.logits).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -123,20 +124,20 @@ def _prepare(
         options = options.replace(lr_min=found.suggestion.lr_min, lr_max=found.suggestion.lr_max)
         log(f"range test: LRMIN {options.lr_min:.3g}, LRMAX {options.lr_max:.3g}")
         for warning in found.warnings:
-            log(f"warning: {warning}; then replace --find-lr by --lr-from and its run folder")
-    measured_by = _source_of_rates(options)
-    if measured_by is not None and steps < SWEEP_STEPS:
+            log(f"warning: {warning}; then use --lr-from with its run folder{_instead(options)}")
+    if (options.find_lr or options.lr_from is not None) and steps < SWEEP_STEPS:
         log(
-            f"warning: a run of {steps} steps is shorter than the range test, whose LRMAX was three to six times too "
-            f"high for such runs (docs/recipe.md); make it longer with more --epochs or a smaller --batch-size, or use "
-            f"--lr-max {options.lr_max / 4:.2g} instead of {measured_by}"
+            f"warning: {counted(steps, 'step')} are few for the LRMAX of a range test, which was three to six times "
+            "too high in runs of 90 steps (docs/recipe.md); make the run longer with more --epochs or a smaller "
+            f"--batch-size, or use --lr-max {options.lr_max / 4:.2g}{_instead(options)}"
         )
     return setup, options, found
 
 
-def _source_of_rates(options: TrainOptions) -> str | None:
-    """The option that took LRMAX from a range test."""
-    return "--find-lr" if options.find_lr else "--lr-from" if options.lr_from is not None else None
+def _instead(options: TrainOptions) -> str:
+    """ " instead of --find-lr": the given option that would contradict another source of LRMAX."""
+    given = [name for name in ("find_lr", "lr_from") if name in options.explicit]
+    return f" instead of {flag_of(given[0])}" if given else ""
 
 
 def _with_rates_of(options: TrainOptions, log: Log) -> TrainOptions:
@@ -150,7 +151,8 @@ def _with_rates_of(options: TrainOptions, log: Log) -> TrainOptions:
     config, recipe = folder.config(), options.as_dict()
     shared = RangeTestOptions.names(resumable=False, recorded=True) - {"seed", "val_split", "limit_test"} | {"data"}
     for name in sorted(shared & recipe.keys() & config.keys()):
-        if config[name] != recipe[name]:
+        same_path = name == "data" and os.path.abspath(config[name]) == os.path.abspath(recipe[name])
+        if config[name] != recipe[name] and not same_path:
             log(f"warning: the range test in {folder.path} had {flag_of(name)} {config[name]}, not {recipe[name]}")
     log(f"range test of {folder.path}: LRMIN {lr_min:.3g}, LRMAX {lr_max:.3g}")
     return options.replace(lr_min=lr_min, lr_max=lr_max)
@@ -386,11 +388,12 @@ class Run:
         if all(math.isfinite(loss) for loss in losses if loss is not None):
             return
         kept = f"; {self.folder.path} keeps the epochs before" if epoch > 1 else ""
-        lr_max, measured_by = self.options.lr_max, _source_of_rates(self.options)
-        instead = "" if measured_by is None else f" instead of {measured_by}"
+        lower = f"--lr-max {self.options.lr_max / 4:.2g}"
+        if self.options.lr_min >= self.options.lr_max / 4:
+            lower += f" --lr-min {self.options.lr_min / 4:.2g}"
         raise Diverged(
-            f"the loss diverged in epoch {epoch}, at learning rates up to {lr_max:g}; "
-            f"try --lr-max {lr_max / 4:.2g}{instead}{kept}"
+            f"the loss diverged in epoch {epoch}, at learning rates up to {self.options.lr_max:g}; "
+            f"try {lower}{_instead(self.options)}{kept}"
         )
 
     def _save(self, writer: checkpoint.Writer, checkpoints: dict[Path, dict[str, Any]]) -> None:

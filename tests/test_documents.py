@@ -1,6 +1,7 @@
 """What the documents say about the code is true: names of files, options, README's example, and the order of layers."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -42,6 +43,11 @@ def test_a_module_imports_only_from_the_layers_below_it():
     for name, path in modules().items():
         for other in imports(path, layer.keys()):
             assert layer[other] > layer[name], f"{name} imports {other}"
+
+
+def test_the_benchmarks_import_each_other_in_no_circle():
+    paths = {f"bench.{path.stem}": path for path in (ROOT / "bench").glob("*.py")}
+    graphlib.TopologicalSorter({name: set(imports(path, paths.keys())) for name, path in paths.items()}).prepare()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -255,7 +255,9 @@ def test_a_fall_after_a_rise_may_be_a_recovery():
     assert len(combined(curve_of(1e-3, RISING_FIRST, diverges_at=None)).warnings) == 1
 
 
-@pytest.mark.parametrize("rates", [LRS, np.geomspace(1e-12, 1e6, 118), np.geomspace(1e-3, 1e-2, 20)])
+@pytest.mark.parametrize(
+    "rates", [LRS, np.geomspace(1e-12, 1e6, 118), np.geomspace(1e-3, 1e-2, 20), np.linspace(1e-6, 1, 118)]
+)
 def test_the_options_that_are_advised_make_another_sweep(rates):
     rates = rates.tolist()
     endless, recovering = (curve_of(1e-3, losses, diverges_at=None) for losses in (FALLING, RISING_FIRST))

@@ -186,6 +186,14 @@ def test_a_hyperparameter_that_changes_after_the_recording_is_not_the_recorded_o
     assert flat(step.model.state_dict()) == flat(reference.model.state_dict())
 
 
+def test_a_schedule_that_is_made_after_the_recording_replays_it(recorded):
+    step = graphed_step(network())
+    step.warm_up(*batches()[0])
+    one_cycle_scheduler(step.optimizer, 10, 3, 0.001, 7 * RATE)
+    step._update = None  # a step that is not replayed needs it
+    assert torch.isfinite(step(*batches()[0])[0])
+
+
 def refuse_to_capture(work, device):
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 

@@ -245,6 +245,9 @@ def test_lr_from_warns_of_other_images(options, places, tmp_path):
     other = write_class_folder(tmp_path / "others")
     train(options(lr_max=None, lr_from=str(tmp_path / "lr"), data=str(other)), log=lines.append)
     assert any(f"had --data {places['data']}, not {other}" in line for line in lines)
+    lines.clear()
+    train(options(lr_max=None, lr_from=str(tmp_path / "lr"), data=f"{places['data']}/", name="b"), log=lines.append)
+    assert not any("had --data" in line for line in lines)
 
 
 def test_lr_from_without_a_range_test_is_refused(run, options, folder, monkeypatch):
@@ -316,7 +319,7 @@ def test_find_lr_trains_at_the_rates_it_found(options, folder, monkeypatch):
     assert (config["lr_min"], config["lr_max"]) == (found["suggestion"]["lr_min"], found["suggestion"]["lr_max"])
     assert (folder / "lrfind.png").exists()
     assert found["warnings"] == ["of something"]
-    assert "warning: of something; then replace --find-lr by --lr-from and its run folder" in lines
+    assert "warning: of something; then use --lr-from with its run folder instead of --find-lr" in lines
 
 
 @pytest.mark.parametrize(("epochs", "warned"), [(2, True), (40, False)])
@@ -331,13 +334,19 @@ def test_a_run_that_is_shorter_than_the_range_test_of_its_rates_has_a_warning(
     value = True if source == "find_lr" else str(tmp_path / "lr")
     train(options(lr_max=None, epochs=epochs, **{source: value}), log=lines.append)
     instead = f"instead of {flag_of(source)}"
-    assert any("steps is shorter than the range test" in line and instead in line for line in lines) == warned
+    assert any("steps are few for the LRMAX of a range test" in line and instead in line for line in lines) == warned
 
 
 def test_a_run_at_measured_rates_that_diverges_says_how_to_lower_them(options, monkeypatch):
     diverging_after(0, monkeypatch)
     with pytest.raises(UserError, match=r"try --lr-max \S+ instead of --find-lr"):
         train(options(lr_max=None, find_lr=True), log=silent)
+
+
+def test_the_lower_rates_that_are_advised_are_accepted(options, monkeypatch):
+    diverging_after(0, monkeypatch)
+    with pytest.raises(UserError, match=r"try --lr-max 0\.001 --lr-min 0\.0005$"):
+        train(options(lr_max=0.004, lr_min=0.002), log=silent)
 
 
 @pytest.mark.parametrize(

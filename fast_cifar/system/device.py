@@ -402,7 +402,8 @@ def explain_out_of_memory(batch_size: int | None = None) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        advice = "; try --device cpu" if batch_size is None else f" with --batch-size {batch_size}; use a smaller one"
+        of_batch = f" with --batch-size {batch_size}; use a smaller one"
+        advice = "; use --device cpu, or fewer images" if batch_size is None else of_batch
         raise UserError(f"out of memory{advice}") from error
 
 

@@ -124,6 +124,7 @@ def test_other_data_other_epochs_and_failed_runs_are_warned_of(run):
     ("contents", "options", "named"),
     [
         ((summary(A), {"test_accuracy": 0.9}), (), "b.json has one run"),
+        ((summary(A), {"test_accuracy": None, "val_accuracy": 0.9}), (), "b.json has one run"),
         ((summary(A[:1]), summary(B)), (), "a.json has one run"),
         ((summary(A), {"beads": 3}), (), "b.json holds no accuracies"),
         ((summary(A), {"runs": 5}), (), "b.json holds no accuracies"),

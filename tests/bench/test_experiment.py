@@ -37,6 +37,7 @@ def save(number, frame):
 
 if seed == 55:
     signal.signal(signal.SIGTERM, save)
+    assert os.getsid(0) == os.getpid()  # a terminal's Ctrl-C does not reach it
     os.kill(os.getppid(), signal.SIGINT)
     time.sleep(600)
 if seed == 13:
@@ -182,6 +183,18 @@ def test_what_is_added_to_the_plan_while_a_run_trains_is_kept(place, monkeypatch
     assert place.run() == 0
     assert json.loads(place.file.read_text())["question"] == "Why?"
     assert [result["val_accuracy"] for result in place.results()] == [0.8, 0.8]
+
+
+def test_a_run_whose_options_are_edited_while_it_trains_gets_no_result(place, monkeypatch, capsys):
+    def edit(plan, run, options):
+        place.file.write_text(place.file.read_text().replace("--cutout", "--padding"))
+        return {"val_accuracy": 0.8}
+
+    place.plan(1)
+    monkeypatch.setattr(experiment, "train_one", edit)
+    assert place.run() == 2
+    assert "run-1 was changed while it trained" in capsys.readouterr().err
+    assert place.results() == [None]
 
 
 def test_runs_are_made_at_the_plans_commit_only(place, capsys):

@@ -362,7 +362,7 @@ def test_seeds_trained_one_at_a_time_are_gathered_in_one_file(place, quick, tmp_
     assert [summary["seed"] for summary in written["summaries"]] == [0, 1]
     assert (written["title"], written["note"]) == ("Pets", "One at a time.")
     assert add("other") == 2
-    assert "another recipe" in capsys.readouterr().err
+    assert "with limit_train None, not 16" in capsys.readouterr().err
     assert add("seed-1") == 2
     assert "the same seed" in capsys.readouterr().err
     assert place.read("runs/pets.json") == written

@@ -89,13 +89,13 @@ def test_an_absent_device_is_refused(monkeypatch, cards, absent):
     [
         (CPU, True, "auto", "bf16", None),
         (CPU, True, "bf16", "bf16", None),
-        (CPU, False, "auto", "fp32", "a device has no native bf16, so this run computes in fp32"),
+        (CPU, False, "auto", "fp32", "needs bf16, which torch does not find on cpu, so this run computes in fp32"),
         (CPU, False, "bf16", "bf16", "emulation is slow"),
         (CUDA, True, "auto", "bf16", None),
         (CUDA, False, "auto", "fp16", None),
         (CUDA, True, "fp16", "fp16", None),
         (CUDA, False, "bf16", "bf16", "emulation is slow"),
-        (MPS, False, "auto", "fp32", "so this run computes in fp32"),
+        (MPS, False, "auto", "fp32", "is not used on mps, so this run computes in fp32"),
     ],
 )
 def test_auto_takes_bf16_only_where_it_is_native_and_what_is_slow_has_a_note(
