@@ -40,6 +40,15 @@ def finished(process):
     return output
 
 
+def errors_of(script, folder, tmp_path):
+    """What two processes of a script that fails write to standard error."""
+    (tmp_path / "script.py").write_text(script)
+    process = torchrun(2, str(tmp_path / "script.py"), str(folder), str(tmp_path / "out"))
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    return errors
+
+
 def options(folder, out, *more):
     places = ["--data", str(folder), "--data-dir", str(out / "data"), "--out", str(out), "--device", "cpu"]
     return ["run_train.py", *places, "--batch-size", "8", "--epochs", "2", "--lr-max", "0.001", *more]
@@ -184,11 +193,7 @@ sys.exit(run_script(lambda: train(TrainOptions(**places, batch_size=2, epochs=2)
 
 @pytest.mark.skipif(os.name == "nt", reason="sends signals as Unix does")
 def test_on_a_cpu_whose_steps_take_seconds_all_processes_stop_after_the_step(class_folder, tmp_path):
-    script = tmp_path / "stops.py"
-    script.write_text(STOPS)
-    process = torchrun(2, str(script), str(class_folder), str(tmp_path / "out"))
-    _, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode != 0
+    errors = errors_of(STOPS, class_folder, tmp_path)
     contents = torch.load(tmp_path / "out/a/last.pt", weights_only=True)
     assert (contents["epoch"], contents["metrics"]["steps"]) == (0, 3), errors
 
@@ -214,12 +219,7 @@ sys.exit(run_script(lambda: train(options)))
 
 
 def test_a_process_that_dies_ends_the_job_with_a_clear_line(class_folder, tmp_path):
-    script = tmp_path / "dies.py"
-    script.write_text(DIES)
-    process = torchrun(2, str(script), str(class_folder), str(tmp_path / "out"))
-    _, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode != 0
-    assert re.search(r"exitcode\s*: 7\b", errors)
+    assert re.search(r"exitcode\s*: 7\b", errors_of(DIES, class_folder, tmp_path))
 
 
 def test_a_batch_size_that_does_not_divide_is_refused_by_name(class_folder, tmp_path):
